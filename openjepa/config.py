@@ -1,0 +1,355 @@
+"""Recipes: what a run computes, as strict typed values with one default in one place.
+
+A recipe is a YAML file of differences from the defaults below (`extends: NAME` starts from another recipe).
+An unknown key is an error that names the nearest right one; nothing is ignored. Imports no torch, so that
+`openjepa --help` stays fast. Learning rates, decays and scales come from the seed description and from the
+I-JEPA paper (Assran et al. 2023, arXiv 2301.08243, section A.1); each recipe file says which.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+# width, depth, heads, MLP ratio: ViT table 1 (arXiv 2010.11929), DeiT's T and S (2012.12877), g/16 of I-JEPA (its MLP is 6144 wide).
+ENCODERS: dict[str, tuple[int, int, int, float]] = {
+    "tiny": (192, 12, 3, 4.0),
+    "small": (384, 12, 6, 4.0),
+    "base": (768, 12, 12, 4.0),
+    "large": (1024, 24, 16, 4.0),
+    "huge": (1280, 32, 16, 4.0),
+    "giant": (1408, 40, 16, 48 / 11),
+}
+
+
+class Section(BaseModel):
+    """A group of recipe keys. Frozen; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Data(Section):
+    image_size: int | tuple[int, int] = 224
+    """Side of the training view in pixels, or height and width."""
+    channels: int = Field(default=3, ge=1)
+    """Image channels: 3 for colour, 1 for grey; images are converted."""
+    batch_size: int = Field(default=256, ge=1)
+    """Images per optimizer step, over all processes and accumulated parts."""
+    workers: int = Field(default=2, ge=0)
+    """Processes that decode images; 0 decodes in the training process."""
+    augmentation: Literal["none", "minimal", "moderate", "strong"] = "minimal"
+    """none: resize and centre crop; minimal: random crop and flip; moderate: + colour jitter; strong: + blur, solarize."""
+    crop_scale: tuple[float, float] = (0.3, 1.0)
+    """Share of the image area that a random crop keeps, smallest and largest."""
+    flip_probability: float = Field(default=0.5, ge=0, le=1)
+    """How often a training view is mirrored left to right."""
+    normalization: Literal["imagenet", "measured"] = "imagenet"
+    """Channel mean and standard deviation: ImageNet's, or measured on the training images."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+
+class Model(Section):
+    encoder: Literal["tiny", "small", "base", "large", "huge", "giant"] = "base"
+    """Encoder preset; width, depth and heads below replace its values one by one."""
+    width: int | None = Field(default=None, ge=4)
+    """Encoder token width; None takes the preset's."""
+    depth: int | None = Field(default=None, ge=1)
+    """Encoder layers; None takes the preset's."""
+    heads: int | None = Field(default=None, ge=1)
+    """Attention heads; None takes the preset's."""
+    patch_size: int = Field(default=16, ge=1)
+    """Side of a patch in pixels."""
+    predictor_width: int = Field(default=384, ge=4)
+    """Predictor token width."""
+    predictor_depth: int = Field(default=6, ge=1)
+    """Predictor layers."""
+    predictor_heads: int = Field(default=12, ge=1)
+    """Predictor attention heads."""
+    predictor_positions: Literal["own", "projected"] = "own"
+    """own: a sine-cosine table of the predictor's width; projected: the encoder's table through the input projection."""
+    residual_rescale: bool = False
+    """Divide residual output weights by sqrt(2 x layer) at the start, as the release writes and then overwrites."""
+
+    @property
+    def encoder_shape(self) -> tuple[int, int, int, float]:
+        """Width, depth, heads and MLP ratio with the preset filled in."""
+        width, depth, heads, mlp_ratio = ENCODERS[self.encoder]
+        return self.width or width, self.depth or depth, self.heads or heads, mlp_ratio
+
+
+class Mask(Section):
+    sampler: str = "multiblock"
+    """multiblock (the paper's), union (the seed's), random, or block."""
+    num_contexts: int = Field(default=1, ge=1)
+    """Context rectangles per image (multiblock always draws one)."""
+    context_scale: tuple[float, float] = (0.85, 1.0)
+    """Area of a context rectangle as a share of the patches, smallest and largest."""
+    context_aspect: tuple[float, float] = (1.0, 1.0)
+    """Width / height of a context rectangle, smallest and largest."""
+    num_targets: int = Field(default=4, ge=1)
+    """Target rectangles per image."""
+    target_scale: tuple[float, float] = (0.15, 0.2)
+    """Area of a target rectangle as a share of the patches, smallest and largest."""
+    target_aspect: tuple[float, float] = (0.75, 1.5)
+    """Width / height of a target rectangle, smallest and largest."""
+    fidelity: Literal["unbiased", "released"] = "unbiased"
+    """released repeats the reference release's biased multiblock draws, to test parity."""
+
+
+class Method(Section):
+    name: Literal["ijepa"] = "ijepa"
+    """The method, a file of openjepa/methods."""
+    target_input: Literal["image", "patches"] = "image"
+    """What the target encoder sees: the whole image, or the target patches alone."""
+    target_norm: Literal["none", "layer", "batch"] = "layer"
+    """layer: each target token to mean 0, variance 1; batch: each position standardised over the batch."""
+    predict: Literal["joint", "per_block"] = "per_block"
+    """Predict all target blocks in one pass, or each in a pass of its own."""
+    loss: Literal["smooth_l1", "mse"] = "smooth_l1"
+    """Distance between predictions and targets, averaged over real target tokens and width."""
+    regularizer: Literal["none", "vicreg", "sigreg"] = "none"
+    """Anti-collapse term on the pooled context features; VICReg 2105.04906, SIGReg 2511.08544."""
+    regularizer_weight: float = Field(default=0.0, ge=0)
+    """Weight of the anti-collapse term."""
+
+
+class Optim(Section):
+    lr: float = Field(default=1e-3, ge=0)
+    """Peak learning rate at batch lr_batch_size."""
+    lr_batch_size: int | None = Field(default=None, ge=1)
+    """Learning rates scale by batch_size / lr_batch_size; None takes them as they are."""
+    start_lr: float = Field(default=0.0, ge=0)
+    """Learning rate at the start of warm-up."""
+    final_lr: float = Field(default=0.0, ge=0)
+    """Learning rate at the end."""
+    warmup_epochs: float = Field(default=40, ge=0)
+    """Linear warm-up; a run shortened by max_steps or max_minutes shortens it in proportion."""
+    weight_decay: tuple[float, float] = (0.05, 0.05)
+    """Encoder weight decay at start and end, cosine between; none on biases and norms."""
+    predictor_weight_decay: tuple[float, float] = (0.04, 0.04)
+    """Predictor weight decay at start and end."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Each encoder layer's learning rate as a multiple of the next one's; 1 is off."""
+    clip_grad_norm: float | None = Field(default=None, gt=0)
+    """Largest gradient norm; None does not clip."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates."""
+    eps: float = Field(default=1e-8, gt=0)
+    """AdamW's epsilon."""
+
+
+class Momentum(Section):
+    schedule: Literal["cosine", "linear", "fixed"] = "linear"
+    """How the target encoder's momentum goes from start to end; fixed stays at start."""
+    start: float = Field(default=0.996, ge=0, le=1)
+    """Momentum at the first step."""
+    end: float = Field(default=1.0, ge=0, le=1)
+    """Momentum at the last step."""
+
+
+class Train(Section):
+    epochs: float = Field(default=300, gt=0)
+    """Passes over the data."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Run this many optimizer steps instead; schedules shrink with it."""
+    max_minutes: float | None = Field(default=None, gt=0)
+    """Time the first steps and fix the number of steps that fits; recorded, so that a resume is exact."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Arithmetic of the forward and backward passes; weights stay float32."""
+    accumulation_steps: int = Field(default=1, ge=1)
+    """Parts in which a batch goes through the model, to save memory."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    seed: int = Field(default=0, ge=0)
+    """Everything random is a function of (seed, step, rank)."""
+    log_every_steps: int = Field(default=10, ge=1)
+    """A line in metrics.jsonl every so many steps."""
+
+
+class Checkpoint(Section):
+    every_steps: int | None = Field(default=None, ge=1)
+    """Save the latest state every so many steps; None: once an epoch."""
+    every_epochs: int = Field(default=10, ge=1)
+    """Checkpoints at these epochs are kept for good."""
+    keep: int = Field(default=2, ge=1)
+    """How many of the other checkpoints are kept, newest first."""
+
+
+class Health(Section):
+    every_steps: int = Field(default=100, ge=1)
+    """Measure rank, variance, drift and explained variance every so many steps."""
+    num_images: int = Field(default=256, ge=2)
+    """Training images that health is measured on, the same ones throughout."""
+
+
+class Recipe(Section):
+    name: str = "custom"
+    """The recipe file's name."""
+    description: str = ""
+    """One line on what the recipe is and where its values come from."""
+    data: Data = Data()
+    model: Model = Model()
+    mask: Mask = Mask()
+    method: Method = Method()
+    optim: Optim = Optim()
+    momentum: Momentum = Momentum()
+    train: Train = Train()
+    checkpoint: Checkpoint = Checkpoint()
+    health: Health = Health()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches down and across."""
+        height, width = self.data.size
+        return height // self.model.patch_size, width // self.model.patch_size
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        patch = self.model.patch_size
+        for side in self.data.size:
+            if side < 1 or side % patch:
+                below = max(side // patch, 1) * patch
+                raise ValueError(
+                    f"data.image_size {side} is not a multiple of model.patch_size {patch}; try {below} or {below + patch}"
+                )
+        width, _, heads, _ = self.model.encoder_shape
+        for key, value, by in (
+            ("model.width", width, heads),
+            ("model.predictor_width", self.model.predictor_width, self.model.predictor_heads),
+        ):
+            if value % by:
+                raise ValueError(f"{key} {value} is not a multiple of its {by} heads; try {max(value // by, 1) * by}")
+            if value % 4:
+                raise ValueError(f"{key} {value} is not a multiple of 4, which sine-cosine positions need; try {value // 4 * 4 or 4}")
+        if self.data.batch_size % self.train.accumulation_steps:
+            raise ValueError(
+                f"data.batch_size {self.data.batch_size} is not a multiple of train.accumulation_steps {self.train.accumulation_steps}"
+            )
+        if self.method.target_norm == "batch" and self.method.target_input != "image":
+            raise ValueError("method.target_norm batch standardises each position over the batch and needs method.target_input image")
+        if (self.method.regularizer == "none") != (self.method.regularizer_weight == 0):
+            raise ValueError(
+                f"method.regularizer {self.method.regularizer} does not go with method.regularizer_weight "
+                f"{self.method.regularizer_weight:g}; set both or neither"
+            )
+        for section, key in (("data", "crop_scale"), ("mask", "context_scale"), ("mask", "target_scale"),
+                             ("mask", "context_aspect"), ("mask", "target_aspect")):  # fmt: skip
+            low, high = getattr(getattr(self, section), key)
+            if not 0 < low <= high or ("scale" in key and high > 1):
+                limit = " <= 1" if "scale" in key else ""
+                raise ValueError(f"{section}.{key} ({low:g}, {high:g}) must satisfy 0 < smallest <= largest{limit}")
+        return self
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that ship with OpenJEPA, in alphabetical order."""
+    folder = resources.files("openjepa") / "recipes"
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_file: str | Path) -> Recipe:
+    """Read a shipped recipe by name, or a YAML file by path.
+
+    Raises ValueError with one line if there is no such recipe, a key is unknown or a value does not fit.
+    """
+    values = _read_values(str(name_or_file), seen=())
+    return build_recipe(values, where=str(name_or_file))
+
+
+def build_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
+    """Check plain values and make a Recipe; ValueError names the key, the value and the nearest right key."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"{where}: {explain_validation(error)}") from None
+
+
+def explain_validation(error: ValidationError) -> str:
+    """The first problem of a pydantic error, in one line, with the nearest key where one is misspelt."""
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"] if not _is_union_branch(part))
+    if problem["type"] == "extra_forbidden":
+        known = recipe_keys()
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+        return f"unknown key {key}; did you mean {near[0]}?"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key} = {problem['input']!r}: {message}" if key else message
+
+
+def recipe_keys() -> list[str]:
+    """Every key that a recipe may hold, as section.key."""
+    keys: list[str] = []
+    for name, field in Recipe.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            keys += [f"{name}.{key}" for key in section.model_fields]
+        else:
+            keys.append(name)
+    return keys
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The whole resolved recipe as YAML that load_recipe reads back."""
+    return str(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=120))
+
+
+def changed_keys(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ, as {section.key: (old, new)}."""
+    flat_old, flat_new = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    return {key: (flat_old[key], value) for key, value in flat_new.items() if flat_old[key] != value}
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _read_values(name_or_file: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    """Values of a recipe over those of the recipe it extends."""
+    if name_or_file in seen:
+        raise ValueError(f"recipe {name_or_file} extends itself: {' > '.join((*seen, name_or_file))}")
+    shipped = list_recipes()
+    if name_or_file in shipped:
+        text = (resources.files("openjepa") / "recipes" / f"{name_or_file}.yaml").read_text("utf-8")
+    elif Path(name_or_file).is_file():
+        text = Path(name_or_file).read_text("utf-8")
+    else:
+        near = difflib.get_close_matches(name_or_file, shipped, n=1, cutoff=0.0)
+        raise ValueError(f"no recipe or file {name_or_file!r}; did you mean {near[0]}? Shipped: {', '.join(shipped)}")
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{name_or_file}{where}: not valid YAML") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{name_or_file}: a recipe is a mapping of sections, found {type(values).__name__}")
+    base = values.pop("extends", None)
+    values.setdefault("name", Path(name_or_file).stem)
+    return _merge(_read_values(str(base), (*seen, name_or_file)), values) if base else values
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _is_union_branch(part: int | str) -> bool:
+    """Whether pydantic put the part into the location to name a branch of a union, not a key."""
+    return isinstance(part, str) and (part in {"int", "float", "none", "bool", "str"} or part.startswith(("tuple[", "function-")))

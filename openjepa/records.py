@@ -1,0 +1,121 @@
+"""The run folder: where a run's files lie and what they hold. Standard library only, so that any tool can read it.
+
+RUN/run.json        resolved recipe, data, total steps, versions, git state, hardware, mean and std
+RUN/metrics.jsonl   one JSON object a line, each with "step"; rows of kind "train", "health" and "probe"
+RUN/verdict.json    the latest verdict on whether the run is learning
+RUN/skipped.txt     unreadable image files, one a line: path, tab, reason
+RUN/checkpoints/    step-NNNNNNNN.safetensors, each with a small .json beside it
+RUN/evals/*.json    one record per evaluation: encoder, protocol, data, seed, accuracy, interval
+RUN/report.html     the report; RUN/events.out.tfevents.* for TensorBoard
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write a file whole or not at all: a temporary file beside it, synced, then renamed over it."""
+    raw = data.encode() if isinstance(data, str) else data
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Row) -> None:
+    """Write a JSON object atomically, indented for people."""
+    write_atomic(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Row:
+    """Read a JSON object; ValueError names the file if it is not one."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object")
+    return value
+
+
+class RunFolder:
+    """A run's files under one path. Nothing is created until `create`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.run_json = self.path / "run.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.verdict_json = self.path / "verdict.json"
+        self.skipped = self.path / "skipped.txt"
+        self.checkpoints = self.path / "checkpoints"
+        self.evals = self.path / "evals"
+        self.report = self.path / "report.html"
+
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self.run_json.is_file()
+
+    def create(self) -> None:
+        """Make the folders. Raises OSError where the path cannot be written."""
+        for folder in (self.path, self.checkpoints, self.evals):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def require(self) -> None:
+        """ValueError unless a run was started here."""
+        if not self.exists():
+            raise ValueError(f"{self.path} is not a run folder: it has no run.json; `openjepa pretrain DATA --out {self.path}` makes one")
+
+    def read_run(self) -> Row:
+        """The contents of run.json."""
+        self.require()
+        return read_json(self.run_json)
+
+    def append_metrics(self, row: Row) -> None:
+        """Add a line to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def read_metrics(self, kind: str | None = None) -> list[Row]:
+        """Rows of metrics.jsonl in order of step, of one kind ("train", "health", "probe") or of all."""
+        return [row for row in self._rows() if kind in (None, row["kind"])]
+
+    def drop_metrics_from(self, step: int) -> None:
+        """Forget rows at or after a step: a resumed run writes them again."""
+        if self.metrics.exists():
+            rows = [row for row in self._rows() if row["step"] < step]
+            write_atomic(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def write_eval(self, name: str, record: Row) -> Path:
+        """Write evals/NAME.json and give its path."""
+        self.evals.mkdir(parents=True, exist_ok=True)
+        path = self.evals / f"{name}.json"
+        write_json(path, record)
+        return path
+
+    def read_evals(self) -> list[Row]:
+        """All evaluation records, by file name."""
+        return [read_json(path) for path in sorted(self.evals.glob("*.json"))]
+
+    def _rows(self) -> Iterator[Row]:
+        if not self.metrics.exists():
+            return
+        for line in self.metrics.read_text("utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue  # a line cut off by a kill; a resume drops and rewrites from the checkpoint's step
