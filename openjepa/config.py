@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 # width, depth, heads, MLP ratio: ViT table 1 (arXiv 2010.11929), DeiT's T and S (2012.12877), g/16 of I-JEPA (its MLP is 6144 wide).
 ENCODERS: dict[str, tuple[int, int, int, float]] = {
@@ -28,9 +28,17 @@ ENCODERS: dict[str, tuple[int, int, int, float]] = {
 
 
 class Section(BaseModel):
-    """A group of recipe keys. Frozen; unknown keys are refused."""
+    """A group of recipe keys. Frozen; unknown keys, infinities and NaN are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_yes_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads yes and on as true, which would otherwise pass for the number 1."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("true and false (YAML: also yes, no, on, off) do not fit here")
+        return value
 
 
 class Data(Section):
@@ -164,7 +172,7 @@ class Train(Section):
     max_minutes: float | None = Field(default=None, gt=0)
     """Time the first steps and fix the number of steps that fits; recorded, so that a resume is exact."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """Arithmetic of the forward and backward passes; weights stay float32."""
+    """Arithmetic of the forward and backward passes; weights stay float32. A CPU that emulates bf16 or fp16 takes fp32."""
     accumulation_steps: int = Field(default=1, ge=1)
     """Parts in which a batch goes through the model, to save memory."""
     activation_checkpointing: bool = False
@@ -191,6 +199,8 @@ class Health(Section):
     """Measure rank, variance, drift and explained variance every so many steps."""
     num_images: int = Field(default=256, ge=2)
     """Training images that health is measured on, the same ones throughout."""
+    probe_every_steps: int = Field(default=1000, ge=1)
+    """With --probe-train and --probe-test: measure 20-NN accuracy every so many steps."""
 
 
 class Recipe(Section):
@@ -280,9 +290,7 @@ def explain_validation(error: ValidationError) -> str:
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"] if not _is_union_branch(part))
     if problem["type"] == "extra_forbidden":
-        known = recipe_keys()
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-        return f"unknown key {key}; did you mean {near[0]}?"
+        return f"unknown key {key}; did you mean {_nearest_key(key)}?"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{key} = {problem['input']!r}: {message}" if key else message
 
@@ -297,6 +305,18 @@ def recipe_keys() -> list[str]:
         else:
             keys.append(name)
     return keys
+
+
+def _nearest_key(key: str) -> str:
+    """The section or section.key most like a misspelt one: its last part weighs more than the section it is in."""
+    section, _, last = key.rpartition(".")
+
+    def likeness(known: str) -> float:
+        known_section, _, known_last = known.rpartition(".")
+        same_section = difflib.SequenceMatcher(None, section, known_section).ratio()
+        return difflib.SequenceMatcher(None, last, known_last).ratio() + 0.5 * same_section
+
+    return max([*Recipe.model_fields, *recipe_keys()], key=likeness)
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -325,7 +345,7 @@ def _read_values(name_or_file: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if name_or_file in shipped:
         text = (resources.files("openjepa") / "recipes" / f"{name_or_file}.yaml").read_text("utf-8")
     elif Path(name_or_file).is_file():
-        text = Path(name_or_file).read_text("utf-8")
+        text = Path(name_or_file).read_text("utf-8", errors="replace")
     else:
         near = difflib.get_close_matches(name_or_file, shipped, n=1, cutoff=0.0)
         raise ValueError(f"no recipe or file {name_or_file!r}; did you mean {near[0]}? Shipped: {', '.join(shipped)}")
@@ -339,7 +359,11 @@ def _read_values(name_or_file: str, seen: tuple[str, ...]) -> dict[str, Any]:
         raise ValueError(f"{name_or_file}: a recipe is a mapping of sections, found {type(values).__name__}")
     base = values.pop("extends", None)
     values.setdefault("name", Path(name_or_file).stem)
-    return _merge(_read_values(str(base), (*seen, name_or_file)), values) if base else values
+    if base is None:
+        return values
+    beside = (Path(name_or_file).parent / str(base)).resolve()
+    found = str(beside) if str(base) not in shipped and beside.is_file() else str(base)
+    return _merge(_read_values(found, (*seen, name_or_file)), values)
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

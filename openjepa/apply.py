@@ -1,0 +1,150 @@
+"""What is done with a finished run: load its encoders, evaluate, embed, and fill the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from openjepa.config import Recipe, build_recipe
+from openjepa.data.sources import ImageSource, open_source
+from openjepa.engine.checkpoint import find_latest, load_checkpoint
+from openjepa.engine.precision import pick_device
+from openjepa.evals import PROTOCOLS
+from openjepa.evals.embed import write_features
+from openjepa.evals.features import Features, RawPixels, extract_features
+from openjepa.nn.encoder import Encoder, VisionTransformer
+from openjepa.records import RunFolder
+
+EncoderName = Literal["context", "target"]
+Candidate = Literal["context", "target", "random", "pixels"]
+
+
+def load_encoder(run: str | Path, encoder: EncoderName = "context", device: str = "cpu") -> Encoder:
+    """The encoder of a run folder's newest checkpoint, or of a checkpoint file, ready for evaluation.
+
+    Called on (B, C, H, W) images, uint8 or floats in [0, 1], it gives `pooled` (B, D) and `patches` (B, h, w, D).
+    ValueError if there is no undamaged checkpoint or it has no such encoder.
+    """
+    tensors, info = load_checkpoint(find_checkpoint(run))
+    vit = _make_vit(_recipe_of(info))
+    prefix = f"method.{encoder}_encoder."
+    weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    if not weights:
+        raise ValueError(f"{run} holds no {encoder} encoder")
+    vit.load_state_dict(weights, strict=True)
+    return Encoder(vit, info["mean"], info["std"]).to(pick_device(device)).eval()
+
+
+def load_random_encoder(run: str | Path, device: str = "cpu") -> Encoder:
+    """The run's context encoder as it was before the first step: the same seed draws the same weights."""
+    _, info = load_checkpoint(find_checkpoint(run))
+    recipe = _recipe_of(info)
+    torch.manual_seed(recipe.train.seed)
+    return Encoder(_make_vit(recipe), info["mean"], info["std"]).to(pick_device(device)).eval()
+
+
+def find_checkpoint(run: str | Path) -> Path:
+    """A checkpoint file itself, or the newest undamaged one of a run folder."""
+    path = Path(run)
+    if path.is_file():
+        return path
+    folder = RunFolder(path)
+    folder.require()
+    latest, _ = find_latest(folder.checkpoints)
+    if latest is None:
+        raise ValueError(f"{path} has no checkpoint yet; train it further: openjepa pretrain DATA --out {path} --resume")
+    return latest
+
+
+def load_candidate(run: str | Path, name: Candidate, device: str = "cpu") -> Encoder | RawPixels:
+    """One of the things that a probe compares: a trained encoder, the untrained one, or the pixels themselves."""
+    if name == "random":
+        return load_random_encoder(run, device)
+    if name == "pixels":
+        encoder = load_encoder(run, "context")
+        return RawPixels(encoder.size, encoder.channels)
+    return load_encoder(run, name, device)
+
+
+def evaluate(
+    run: str | Path,
+    protocol: str,
+    train: str,
+    test: str,
+    encoder: Candidate = "context",
+    *,
+    seed: int = 0,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Accuracy of an encoder on labelled data by a protocol of evals.PROTOCOLS; gives the record.
+
+    run: a run folder, whose evals/ gets the record, or a checkpoint file. train, test: data specs with labels.
+    """
+    return evaluate_many(run, [encoder], [protocol], train, test, seed=seed, device=device)[0]
+
+
+def evaluate_many(
+    run: str | Path,
+    encoders: list[Candidate],
+    protocols: list[str],
+    train: str,
+    test: str,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    note: Callable[[str], None] = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Every encoder by every protocol, extracting features once an encoder; note is told what is being done."""
+    for protocol in protocols:
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
+    place = pick_device(device)
+    records: list[dict[str, Any]] = []
+    for name in encoders:
+        candidate = load_candidate(run, name, str(place))
+        sources = [open_source(spec, candidate.channels) for spec in (train, test)]
+        for source in sources:
+            _require_labels(source)
+        features: list[Features] = [extract_features(candidate, source, device=str(place)) for source in sources]
+        for protocol in protocols:
+            note(f"{protocol} on {name}")
+            result = PROTOCOLS[protocol](features[0], features[1], seed)
+            record = {"encoder": name, "protocol": protocol, "run": str(run), "train": train, "test": test, "seed": seed}
+            record |= result.to_record() | {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+            records.append(record)
+            if Path(run).is_dir():
+                RunFolder(run).write_eval(f"{protocol}-{name}-{_slug(train)}-{_slug(test)}", record)
+    return records
+
+
+def embed(run: str | Path, data: str, out: str | Path, encoder: EncoderName = "context", device: str = "auto") -> int:
+    """Write features of every readable image to a Parquet file; gives the number of rows."""
+    place = pick_device(device)
+    loaded = load_encoder(run, encoder, str(place))
+    source = open_source(data, loaded.channels)
+    return write_features(Path(out), loaded, source, encoder_name=encoder, run=str(run), device=str(place))
+
+
+def _make_vit(recipe: Recipe) -> VisionTransformer:
+    data, model = recipe.data, recipe.model
+    return VisionTransformer(
+        data.size, model.patch_size, data.channels, model.encoder_shape, residual_rescale=model.residual_rescale
+    )
+
+
+def _recipe_of(info: dict[str, Any]) -> Recipe:
+    return build_recipe(info["recipe"], where="the checkpoint's recipe")
+
+
+def _require_labels(source: ImageSource) -> None:
+    if source.labels is None:
+        raise ValueError(f"{source.spec} has no labels; put each class's images into a sub-folder of its own")
+
+
+def _slug(spec: str) -> str:
+    """A data spec as part of a file name."""
+    return "".join(letter if letter.isalnum() else "-" for letter in spec).strip("-")[-60:]

@@ -1,0 +1,273 @@
+"""The command line: verbs only. Parse, call, print; flags and help come from the types.
+
+Mistakes of the user end in one line on stderr and exit status 2; an interrupted run exits with 128 + the signal's number.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from openjepa import config
+from openjepa.signals import Interrupted
+
+DataSpec = Annotated[Positional[str], arg(metavar="DATA")]
+RunPath = Annotated[Positional[str], arg(metavar="RUN")]
+EncoderName = Literal["context", "target"]
+
+
+def make_pretrain(base: config.Recipe) -> Callable[..., None]:
+    """The pretrain command with a recipe's values as the defaults of its flags."""
+
+    def pretrain(
+        images: DataSpec,
+        out: Path,
+        recipe: str | None = None,
+        resume: bool = False,
+        accept_changes: bool = False,
+        probe_train: str | None = None,
+        probe_test: str | None = None,
+        data: config.Data = base.data,
+        model: config.Model = base.model,
+        mask: config.Mask = base.mask,
+        method: config.Method = base.method,
+        optim: config.Optim = base.optim,
+        momentum: config.Momentum = base.momentum,
+        train: config.Train = base.train,
+        checkpoint: config.Checkpoint = base.checkpoint,
+        health: config.Health = base.health,
+    ) -> None:
+        """Pretrain I-JEPA on images and say whether it learns.
+
+        Args:
+            images: A folder of images (any nesting), sample:train, or fashion-mnist:FOLDER:train.
+            out: The run folder to write.
+            recipe: A shipped recipe's name or a YAML file; see `openjepa recipes`. A resumed run keeps its own.
+            resume: Go on from the run folder's newest checkpoint.
+            accept_changes: Resume although the recipe or the number of images has changed.
+            probe_train: Labelled data to measure 20-NN accuracy while training.
+            probe_test: Labelled data to test that probe on.
+            data: Images and views.
+            model: Encoder and predictor.
+            mask: Which patches are context and which are targets.
+            method: What is predicted and how the error counts.
+            optim: AdamW and its schedules.
+            momentum: How the target encoder follows the context encoder.
+            train: Length, precision and place of the run.
+            checkpoint: When the state is saved and what is kept.
+            health: When the run measures itself.
+        """
+        from openjepa.run import pretrain as run_pretrain
+
+        sections = {
+            "data": data, "model": model, "mask": mask, "method": method, "optim": optim, "momentum": momentum,
+            "train": train, "checkpoint": checkpoint, "health": health,
+        }  # fmt: skip
+        values = base.model_dump() | {name: section.model_dump() for name, section in sections.items()}
+        resolved = config.build_recipe(values, where=f"recipe {base.name}")
+        verdict = run_pretrain(
+            images, resolved, out, resume=resume, accept_changes=accept_changes, probe_train=probe_train, probe_test=probe_test
+        )
+        print(f"{verdict.label}: {verdict.reason} {verdict.advice}")
+        print(f"Next: openjepa report {out}; openjepa embed {out} DATA --out features.parquet")
+
+    return pretrain
+
+
+def evaluate(
+    run: RunPath,
+    protocol: Literal["knn", "linear"],
+    train: str,
+    test: str,
+    encoder: Literal["context", "target", "random", "pixels"] = "context",
+    seed: int = 0,
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Measure an encoder on labelled images: weighted 20-NN or a linear probe. The last line is JSON.
+
+    Args:
+        run: A run folder or a checkpoint file.
+        protocol: knn (weighted 20 nearest neighbours) or linear (logistic regression on frozen features).
+        train: Labelled data to fit on; class sub-folders give labels.
+        test: Labelled data to test on, once.
+        encoder: Which encoder; random is the untrained one, pixels the raw image.
+        seed: Of the held-out split and the bootstrap.
+        device: auto, cpu, cuda or cuda:N.
+        json: Print the JSON line alone.
+    """
+    from openjepa.apply import evaluate as measure
+
+    record = measure(run, protocol, train, test, encoder, seed=seed, device=device)
+    if not json:
+        low, high = record["interval"]
+        print(f"{protocol} accuracy of {encoder}: {record['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})")
+    print(_to_json(record))
+
+
+def embed(run: RunPath, images: DataSpec, out: Path, encoder: EncoderName = "context", device: str = "auto") -> None:
+    """Write one feature vector per image to a Parquet file.
+
+    Args:
+        run: A run folder or a checkpoint file.
+        images: A folder of images, sample:train, or fashion-mnist:FOLDER:train.
+        out: The .parquet file to write: columns path, label, features.
+        encoder: Which encoder.
+        device: auto, cpu, cuda or cuda:N.
+    """
+    from openjepa.apply import embed as write
+
+    rows = write(run, images, out, encoder, device)
+    print(f"{rows} rows in {out}")
+
+
+def masks(recipe: str, out: Path, seed: int = 0) -> None:
+    """Draw sampled masks and their measured coverage; no training.
+
+    Args:
+        recipe: A shipped recipe's name or a YAML file.
+        out: The PNG file to write.
+        seed: Of the masks.
+    """
+    from openjepa.masks import check_masks, measure_coverage
+    from openjepa.report.masks import save_mask_picture
+
+    loaded = config.load_recipe(recipe)
+    check_masks(loaded.mask, loaded.grid)
+    coverage = measure_coverage(loaded.mask, loaded.grid, seed=seed)
+    save_mask_picture(out, loaded.mask, loaded.grid, title=loaded.name, seed=seed)
+    print(
+        f"{loaded.name}, {loaded.grid[0]} x {loaded.grid[1]} patches: context {coverage.context_frac:.1%}, "
+        f"targets {coverage.target_frac:.1%}, unseen {coverage.unseen_frac:.1%}"
+    )
+    print(out)
+
+
+def report(run: RunPath) -> None:
+    """Write RUN/report.html: verdict, probes, curves, masks, feature maps, neighbours, in one file.
+
+    Args:
+        run: A run folder.
+    """
+    from openjepa.summarize import write_report
+
+    print(write_report(run))
+
+
+def recipes(name: Annotated[Positional[str | None], arg(metavar="NAME")] = None) -> None:
+    """List the shipped recipes, or print one fully resolved.
+
+    Args:
+        name: A shipped recipe's name or a YAML file.
+    """
+    if name is not None:
+        print(config.to_yaml(config.load_recipe(name)), end="")
+        return
+    for shipped in config.list_recipes():
+        print(f"{shipped:24} {config.load_recipe(shipped).description}")
+
+
+def doctor(images: DataSpec, recipe: str = "demo") -> None:
+    """Look at the data, check that a recipe fits it, and measure how long and how much memory it takes.
+
+    Args:
+        images: A folder of images, sample:train, or fashion-mnist:FOLDER:train.
+        recipe: A shipped recipe's name or a YAML file.
+    """
+    from openjepa.doctor import examine
+
+    for line in examine(images, config.load_recipe(recipe)):
+        print(line)
+
+
+def demo(out: Path = Path("runs/demo"), minutes: float | None = None) -> None:
+    """Pretrain on the embedded sample, evaluate, report: what `make demo` runs.
+
+    Args:
+        out: The run folder to write; an earlier demo there is replaced.
+        minutes: Training time; the demo recipe's if not given.
+    """
+    from openjepa.demo import run_demo
+
+    run_demo(out, minutes)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the `openjepa` command."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        commands: dict[str, Callable[..., Any]] = {
+            "pretrain": make_pretrain(_base_recipe(arguments)), "evaluate": evaluate, "embed": embed, "masks": masks,
+            "report": report, "recipes": recipes, "doctor": doctor, "demo": demo,
+        }  # fmt: skip
+        verb = arguments[0] if arguments else ""
+        shown = {name: command if name == verb else _named_only(command) for name, command in commands.items()}
+        tyro.extras.subcommand_cli_from_dict(shown, prog="openjepa", args=arguments, description=_DESCRIPTION)
+    except BrokenPipeError:
+        sys.exit(141)  # the reader of our output went away, as `| head` does
+    except (ValueError, OSError, ArithmeticError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted", status=130)
+    except Interrupted as stop:
+        _fail(f"stopped before step {stop.step}, state saved; add --resume to go on", status=128 + stop.signal_number)
+
+
+_DESCRIPTION = "I-JEPA on your own images: from a folder to features, and the truth about whether it is learning."
+
+
+def _named_only(command: Callable[..., Any]) -> Callable[[], None]:
+    """A stand-in with a command's description and none of its flags, which are slow to turn into a parser."""
+
+    def stand_in() -> None:
+        raise AssertionError("only the command asked for is called")
+
+    stand_in.__doc__ = (command.__doc__ or "").partition("\n")[0]
+    return stand_in
+
+
+def _base_recipe(arguments: list[str]) -> config.Recipe:
+    """The recipe whose values are pretrain's defaults: the one asked for, or the resumed run's own."""
+    if not arguments or arguments[0] != "pretrain":
+        return config.Recipe()
+    asked, out = _flag(arguments, "--recipe"), _flag(arguments, "--out")
+    if asked is not None:
+        return config.load_recipe(asked)
+    if "--help" in arguments or "-h" in arguments:
+        return config.Recipe()
+    if "--resume" in arguments and out is not None:
+        from openjepa.records import RunFolder
+
+        folder = RunFolder(out)
+        return config.build_recipe(folder.read_run()["recipe"], where=str(folder.run_json))
+    raise ValueError(f"a new run needs --recipe NAME or FILE; shipped: {', '.join(config.list_recipes())}")
+
+
+def _flag(arguments: list[str], name: str) -> str | None:
+    """The value of a flag, written as `--flag value` or `--flag=value`; None if it is not there."""
+    for position, argument in enumerate(arguments):
+        if argument == name and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if argument.startswith(f"{name}="):
+            return argument.split("=", 1)[1]
+    return None
+
+
+def _to_json(record: dict[str, Any]) -> str:
+    return json.dumps({"accuracy": record["accuracy"]} | record)
+
+
+def _fail(message: str, status: int = 2) -> None:
+    """One line on stderr and an exit status."""
+    print(f"openjepa: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""`openjepa doctor`: what is in the data, does a recipe fit it, how long will it take and how much memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from openjepa.config import Recipe
+from openjepa.data.sources import DecodeError, ImageSource, open_source
+from openjepa.masks import check_masks, measure_coverage
+from openjepa.run import find_normalization, measure_step_s, plan_steps
+
+INSPECTED_IMAGES = 200  # evenly spread over the data
+MEASURED_S = 20.0  # how long steps are timed
+
+
+def examine(data: str, recipe: Recipe) -> Iterator[str]:
+    """Findings, line by line as they are made. ValueError if the data cannot be opened or the masks cannot be drawn."""
+    source = open_source(data, recipe.data.channels)
+    yield from describe_data(source)
+    check_masks(recipe.mask, recipe.grid)
+    coverage = measure_coverage(recipe.mask, recipe.grid)
+    height, width = recipe.data.size
+    yield (
+        f"recipe {recipe.name}: {height} x {width} px, {recipe.grid[0]} x {recipe.grid[1]} patches of {recipe.model.patch_size} px; "
+        f"masks show {coverage.context_frac:.0%}, hide {coverage.target_frac:.0%} as targets"
+    )
+    if len(source) < recipe.data.batch_size:
+        yield f"only {len(source)} images for a batch of {recipe.data.batch_size}: images repeat within a batch; lower --data.batch-size"
+    mean, std = find_normalization(recipe, source)
+    before = _peak_memory_gb()
+    step_s = measure_step_s(recipe, source, mean, std, MEASURED_S)
+    steps = plan_steps(recipe, len(source), step_s)
+    yield f"a step of {recipe.data.batch_size} images takes {step_s:.2f} s here: {recipe.data.batch_size / step_s:.1f} images/s"
+    yield f"{steps} steps, {steps * recipe.data.batch_size / len(source):.1f} epochs: about {_in_words(steps * step_s)}"
+    total = psutil.virtual_memory().total / 2**30
+    yield f"peak memory {_peak_memory_gb():.1f} GB of {total:.0f} GB, {_peak_memory_gb() - before:.1f} GB of it for training"
+
+
+def describe_data(source: ImageSource) -> Iterator[str]:
+    """Number, kinds, sizes and labels of the images, from a sample spread evenly over them."""
+    sizes, unreadable = [], []
+    for index in np.unique(np.linspace(0, len(source) - 1, INSPECTED_IMAGES).astype(int)):
+        try:
+            sizes.append(source.load(int(index)).shape[:2])
+        except DecodeError as error:
+            unreadable.append(f"{source.path(int(index))}: {error}")
+    kinds = Counter(Path(source.path(index)).suffix.lower() or "array" for index in range(len(source)))
+    yield f"{source.spec}: {len(source)} images ({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())})"
+    if source.labels is None:
+        yield "no labels: enough to pretrain; a probe needs class sub-folders"
+    else:
+        counts = np.bincount(source.labels, minlength=len(source.classes))
+        yield f"{len(source.classes)} classes of {counts.min()} to {counts.max()} images: {', '.join(source.classes[:10])}"
+    if sizes:
+        heights, widths = zip(*sizes, strict=True)
+        yield (
+            f"sizes, height x width: {min(heights)} x {min(widths)} to {max(heights)} x {max(widths)} px, "
+            f"median {int(np.median(heights))} x {int(np.median(widths))}, of {len(sizes)} looked at"
+        )
+    if unreadable:
+        looked_at = len(sizes) + len(unreadable)
+        yield f"{len(unreadable)} of {looked_at} looked at cannot be read and would be skipped, for example {unreadable[0]}"
+
+
+def _peak_memory_gb() -> float:
+    """Largest resident size of this process so far, in GB of 2^30 bytes; Linux counts in KiB, macOS in bytes."""
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def _in_words(seconds: float) -> str:
+    """A duration in the largest unit that fits."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -1,0 +1,77 @@
+"""AdamW with the groups that the recipes describe: encoder and predictor decay apart, none on biases and norms.
+
+Source: Loshchilov and Hutter 2019 (arXiv 1711.05101); groups of the seed and of the release (biases and 1-d weights undecayed).
+Layer-wise rates after Clark et al. 2020 (arXiv 2003.10555): layer l of L runs at decay ** (L - 1 - l), the patch embedding at
+decay ** L, the final norm and the predictor at the full rate. Deviation: the seed's code leaves the patch embedding at
+the full rate, against its own words; pinned by tests/unit/test_optim.py.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+
+from openjepa.config import Optim
+from openjepa.engine.schedule import cosine_weight_decay
+
+
+def make_optimizer(method: nn.Module, num_layers: int, settings: Optim) -> AdamW:
+    """AdamW over the trainable weights of a method whose encoder is `context_encoder` with num_layers layers."""
+    members: dict[tuple[float, tuple[float, float]], list[nn.Parameter]] = defaultdict(list)
+    for name, weight in method.named_parameters():
+        if weight.requires_grad:
+            members[group_key(name, weight.ndim, num_layers, settings)].append(weight)
+    groups = [{"params": weights, "lr_scale": scale, "decay": decay} for (scale, decay), weights in members.items()]
+    return AdamW(groups, betas=settings.betas, eps=settings.eps, foreach=True)
+
+
+def group_key(name: str, num_dims: int, num_layers: int, settings: Optim) -> tuple[float, tuple[float, float]]:
+    """Learning-rate scale, and weight decay at start and end, of the weight with this name and number of dimensions."""
+    in_encoder = name.startswith("context_encoder.")
+    decay = settings.weight_decay if in_encoder else settings.predictor_weight_decay
+    if num_dims == 1 or name.endswith(".bias"):
+        decay = (0.0, 0.0)
+    parts = name.split(".")
+    if in_encoder and parts[1] == "blocks":
+        return settings.layer_decay ** (num_layers - 1 - int(parts[2])), decay
+    if in_encoder and parts[1] == "patch_embed":
+        return settings.layer_decay**num_layers, decay
+    return 1.0, decay
+
+
+def set_rates(optimizer: AdamW, lr: float, step: int, total_steps: int) -> None:
+    """Give every group the step's learning rate and weight decay."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+        group["weight_decay"] = cosine_weight_decay(step, total_steps, *group["decay"])
+
+
+def clip_gradients(weights: list[nn.Parameter], max_norm: float | None) -> torch.Tensor:
+    """The gradients' norm before clipping; scales them down to max_norm in place if they are longer."""
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    norm = nn.utils.get_total_norm(gradients, foreach=True)
+    if max_norm is not None:
+        nn.utils.clip_grads_with_norm_(weights, max_norm, norm, foreach=True)
+    return norm
+
+
+def state_tensors(method: nn.Module, optimizer: AdamW) -> dict[str, torch.Tensor]:
+    """The optimizer's state by weight name, as `exp_avg.NAME` and so on."""
+    names = {weight: name for name, weight in method.named_parameters()}
+    return {
+        f"{key}.{names[weight]}": value for weight, state in optimizer.state.items() for key, value in state.items()
+    }
+
+
+def load_state_tensors(method: nn.Module, optimizer: AdamW, tensors: dict[str, torch.Tensor]) -> None:
+    """Put back what state_tensors gave; ValueError if a tensor belongs to no weight."""
+    weights = dict(method.named_parameters())
+    for key, value in tensors.items():
+        kind, _, name = key.partition(".")
+        if name not in weights or weights[name].shape != value.shape and kind != "step":
+            raise ValueError(f"the checkpoint's optimizer state {key} fits no weight of this model")
+        moved = value if kind == "step" else value.to(weights[name].device)
+        optimizer.state[weights[name]][kind] = moved

@@ -1,0 +1,157 @@
+"""I-JEPA: predict the representations of hidden image blocks from visible ones.
+
+Source: Assran et al. 2023 (arXiv 2301.08243, section 3). In reading order: targets, context, prediction, loss, momentum.
+The seed description's variant (targets encoded alone and raw, all predicted in one pass, squared error) is the same
+class with other settings. The paper's equations and the reference release are pinned by tests/parity/test_golden_step.py.
+Deviations: contexts of unequal length are padded and masked, never cut (tests/laws/test_padding.py); `target_norm: batch`
+and the regularisers are ours, off in the seed and paper recipes.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from openjepa import config
+from openjepa.masks import Masks, sample_masks
+from openjepa.methods.regularizers import REGULARIZERS
+from openjepa.nn.ema import update_target
+from openjepa.nn.encoder import VisionTransformer, gather_tokens
+from openjepa.nn.predictor import Predictor
+
+Metrics = dict[str, Tensor]
+
+
+class IJEPA(nn.Module):
+    """Context encoder, target encoder and predictor; called on normalised images it returns (loss, metrics)."""
+
+    def __init__(
+        self,
+        image_size: tuple[int, int] = (224, 224),
+        channels: int = 3,
+        model: config.Model | None = None,
+        mask: config.Mask | None = None,
+        method: config.Method | None = None,
+        checkpointing: bool = False,
+    ) -> None:
+        """image_size: height and width in pixels. Sections left out take the defaults, which are the paper's ViT-B/16."""
+        super().__init__()
+        model, self.mask, self.settings = model or config.Model(), mask or config.Mask(), method or config.Method()
+        self.context_encoder = VisionTransformer(
+            image_size, model.patch_size, channels, model.encoder_shape,
+            residual_rescale=model.residual_rescale, checkpointing=checkpointing,
+        )  # fmt: skip
+        self.target_encoder = copy.deepcopy(self.context_encoder).requires_grad_(False)
+        self.grid = self.context_encoder.grid
+        self.predictor = Predictor(
+            self.grid, self.context_encoder.embed_dim, model.predictor_width, model.predictor_depth, model.predictor_heads,
+            positions=model.predictor_positions, residual_rescale=model.residual_rescale, checkpointing=checkpointing,
+        )  # fmt: skip
+
+    def forward(
+        self, images: Float[Tensor, "batch channels height width"], masks: Masks | None = None
+    ) -> tuple[Float[Tensor, ""], Metrics]:
+        """Loss and detached metrics of a batch; without masks, fresh ones are drawn from torch's generator."""
+        if masks is None:
+            seed = int(torch.randint(2**31, ()))
+            masks = sample_masks(self.mask, self.grid, len(images), seed=seed, step=0).to(images.device)
+        targets = self.encode_targets(images, masks)
+        context = self.encode_context(images, masks)
+        predictions = self.predict(context, masks)
+        with torch.autocast(images.device.type, enabled=False):
+            predictions, context = predictions.float(), context.float()
+            loss = self.prediction_loss(predictions, targets, masks)
+            metrics = {"prediction_loss": loss.detach()} | explain_variance(predictions.detach(), targets, masks.target_mask)
+            if self.settings.regularizer != "none":
+                term = REGULARIZERS[self.settings.regularizer](mean_tokens(context, masks.context_mask))
+                loss = loss + self.settings.regularizer_weight * term
+                metrics["regularizer"] = term.detach()
+        metrics["context_tokens"] = masks.context_lengths.float().mean()
+        metrics["target_tokens"] = masks.target_lengths.float().sum(1).mean()
+        return loss, metrics | {"loss": loss.detach()}
+
+    @torch.no_grad()
+    def encode_targets(
+        self, images: Float[Tensor, "batch channels height width"], masks: Masks
+    ) -> Float[Tensor, "batch blocks target dim"]:
+        """s_y: the target encoder's tokens at the target blocks, of the whole image or of each block alone; float32."""
+        num_blocks = masks.target_idx.shape[1]
+        if self.settings.target_input == "image":
+            tokens = self.target_encoder(images).float()
+            if self.settings.target_norm == "batch":
+                tokens = (tokens - tokens.mean(0)) / (tokens.var(0, unbiased=False) + 1e-5).sqrt()
+            targets = gather_tokens(tokens, masks.target_idx.flatten(1)).unflatten(1, (num_blocks, -1))
+        else:
+            repeated = images.repeat_interleave(num_blocks, dim=0)
+            block_mask = real_mask(masks.target_mask.flatten(0, 1))
+            tokens = self.target_encoder(repeated, masks.target_idx.flatten(0, 1), block_mask).float()
+            targets = tokens.unflatten(0, (-1, num_blocks))
+        if self.settings.target_norm == "layer":
+            targets = functional.layer_norm(targets, targets.shape[-1:], eps=1e-5)
+        return targets
+
+    def encode_context(
+        self, images: Float[Tensor, "batch channels height width"], masks: Masks
+    ) -> Float[Tensor, "batch context dim"]:
+        """s_x: the context encoder's tokens of the visible patches alone."""
+        tokens: Tensor = self.context_encoder(images, masks.context_idx, real_mask(masks.context_mask))
+        return tokens
+
+    def predict(
+        self, context: Float[Tensor, "batch context dim"], masks: Masks
+    ) -> Float[Tensor, "batch blocks target dim"]:
+        """s_y hat: the predictor's guess at every target token, from the context and the targets' positions."""
+        context_mask, target_mask = real_mask(masks.context_mask), real_mask(masks.target_mask)
+        predictions: Tensor = self.predictor(
+            context, masks.context_idx, context_mask, masks.target_idx, target_mask, self.settings.predict
+        )
+        return predictions
+
+    def prediction_loss(
+        self,
+        predictions: Float[Tensor, "batch blocks target dim"],
+        targets: Float[Tensor, "batch blocks target dim"],
+        masks: Masks,
+    ) -> Float[Tensor, ""]:
+        """Mean distance over real target tokens and width: smooth L1 with beta 1 (the release) or squared error (the paper)."""
+        distance = functional.smooth_l1_loss if self.settings.loss == "smooth_l1" else functional.mse_loss
+        per_token = distance(predictions, targets, reduction="none").mean(-1)
+        return per_token[masks.target_mask].mean()
+
+    def update_target(self, momentum: float) -> None:
+        """Target weights <- momentum * target + (1 - momentum) * context; after every optimizer step."""
+        update_target(self.target_encoder, self.context_encoder, momentum)
+
+    def encoders(self) -> dict[str, VisionTransformer]:
+        """The encoders that can be used afterwards, by name."""
+        return {"context": self.context_encoder, "target": self.target_encoder}
+
+
+def real_mask(mask: Bool[Tensor, "*shape"]) -> Bool[Tensor, "*shape"] | None:
+    """The mask, or None where nothing is padded, which lets attention skip it."""
+    return None if bool(mask.all()) else mask
+
+
+def mean_tokens(
+    tokens: Float[Tensor, "batch tokens dim"], mask: Bool[Tensor, "batch tokens"]
+) -> Float[Tensor, "batch dim"]:
+    """Mean over each image's real tokens."""
+    weights = mask.unsqueeze(-1).to(tokens.dtype)
+    return (tokens * weights).sum(1) / weights.sum(1)
+
+
+@torch.no_grad()
+def explain_variance(
+    predictions: Float[Tensor, "batch blocks target dim"],
+    targets: Float[Tensor, "batch blocks target dim"],
+    mask: Bool[Tensor, "batch blocks target"],
+) -> Metrics:
+    """1 - squared error / squared error of predicting the batch's mean target: 0 knows nothing, 1 knows all."""
+    real_targets, real_predictions = targets[mask], predictions[mask]
+    error = (real_predictions - real_targets).square().mean()
+    variance = (real_targets - real_targets.mean(0)).square().mean()
+    return {"explained_variance": 1 - error / variance.clamp_min(1e-12)}

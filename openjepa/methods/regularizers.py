@@ -1,0 +1,48 @@
+"""Anti-collapse terms on a batch of feature vectors; each is one function and one table row.
+
+VICReg's variance and covariance terms: Bardes et al. 2022 (arXiv 2105.04906, equations 1 to 4).
+SIGReg, sketched isotropic Gaussian regularisation: Balestriero and LeCun 2025 (arXiv 2511.08544): features projected on
+random directions should each look standard normal by the Epps-Pulley test. Left out: VICReg's invariance term, which
+the prediction loss replaces. Neither is part of the seed or paper recipes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+Regularizer = Callable[[Tensor], Tensor]
+
+
+def vicreg(features: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
+    """Mean hinge on each dimension's standard deviation below 1, plus squared covariances off the diagonal over dim / 25.
+
+    The factor 1/25 is the ratio of VICReg's covariance and variance weights (section 4.2).
+    """
+    centred = features - features.mean(0)
+    std = (centred.square().sum(0) / (len(features) - 1) + 1e-4).sqrt()
+    covariance = centred.T @ centred / (len(features) - 1)
+    off_diagonal = covariance.square().sum() - covariance.diagonal().square().sum()
+    return functional.relu(1 - std).mean() + off_diagonal / features.shape[1] / 25
+
+
+def sigreg(features: Float[Tensor, "batch dim"], num_directions: int = 256, num_points: int = 17) -> Float[Tensor, ""]:
+    """Mean Epps-Pulley statistic over random directions, per image: 0 if every projection is standard normal.
+
+    Integrates |empirical - normal characteristic function|^2 under a normal window over [-5, 5] by the trapezoid rule
+    (2511.08544, section 4). Directions come from torch's generator, which the trainer seeds from the step.
+    """
+    directions = torch.randn(features.shape[1], num_directions, device=features.device)
+    projected = features @ functional.normalize(directions, dim=0)
+    points = torch.linspace(-5, 5, num_points, device=features.device)
+    normal = torch.exp(-points.square() / 2)
+    angles = projected.unsqueeze(-1) * points  # (batch, directions, points)
+    error = (angles.cos().mean(0) - normal).square() + angles.sin().mean(0).square()
+    return torch.trapezoid(error * normal, points, dim=-1).mean()
+
+
+REGULARIZERS: dict[str, Regularizer] = {"vicreg": vicreg, "sigreg": sigreg}

@@ -1,0 +1,176 @@
+"""The encoder: a plain Vision Transformer that reads only the patches it is given. The one file that touches timm's insides.
+
+Source: Dosovitskiy et al. 2021 (arXiv 2010.11929) as I-JEPA uses it (2301.08243, section 3): no class token, fixed
+sine-cosine positions added before patches are selected, a final LayerNorm. Layers and weight names are timm's, so its
+state dicts load as they are. Left out: dropout, stochastic depth, LayerScale, registers.
+Initial weights are the release's effective ones: truncated normal 0.02, biases 0; see `initialise`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from timm.models import vision_transformer as timm_vit
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from openjepa.nn.positions import resize_positions, sine_cosine_positions
+
+# On a CPU, explicit products with softmax beat the fused kernel up to this many tokens (benchmarks/attention.py).
+EXPLICIT_ATTENTION_TOKENS = 256
+
+
+def make_layers(width: int, depth: int, heads: int, mlp_ratio: float) -> nn.Sequential:
+    """Pre-norm transformer layers with query, key and value biases and LayerNorm eps 1e-6."""
+    norm = partial(nn.LayerNorm, eps=1e-6)
+    layers = (timm_vit.Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth))
+    return nn.Sequential(*layers)
+
+
+def run_layers(
+    layers: nn.Sequential,
+    tokens: Float[Tensor, "batch tokens width"],
+    token_mask: Bool[Tensor, "batch tokens"] | None,
+    checkpointing: bool = False,
+) -> Float[Tensor, "batch tokens width"]:
+    """Apply the layers. token_mask is True at real tokens; nothing attends to the others. None: all are real."""
+    key_mask = None if token_mask is None else token_mask[:, None, None, :]
+    fused = tokens.device.type != "cpu" or tokens.shape[1] > EXPLICIT_ATTENTION_TOKENS
+    for layer in layers:
+        layer.attn.fused_attn = fused
+        if checkpointing and torch.is_grad_enabled():
+            tokens = checkpoint(layer, tokens, key_mask, use_reentrant=False)
+        else:
+            tokens = layer(tokens, key_mask)
+    return tokens
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, layers: Iterable[nn.Module], residual_rescale: bool = False) -> None:
+    """Fill weights as the release effectively starts: linear and patch weights truncated normal 0.02, biases 0, norms 1 and 0.
+
+    residual_rescale divides the weights that write to the residual stream by sqrt(2 * layer), layers counted from 1,
+    which the release writes and then overwrites.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)
+    if residual_rescale:
+        for number, layer in enumerate(layers, start=1):
+            layer.attn.proj.weight.div_(math.sqrt(2 * number))
+            layer.mlp.fc2.weight.div_(math.sqrt(2 * number))
+
+
+def gather_tokens(
+    tokens: Float[Tensor, "batch patches width"], token_idx: Int[Tensor, "batch kept"]
+) -> Float[Tensor, "batch kept width"]:
+    """Tokens of each image at its own indices."""
+    return tokens.gather(1, token_idx.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+class VisionTransformer(timm_vit.VisionTransformer):
+    """timm's ViT without class token, with fixed positions and a forward pass over kept patches."""
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        patch_size: int,
+        channels: int,
+        shape: tuple[int, int, int, float],
+        *,
+        residual_rescale: bool = False,
+        checkpointing: bool = False,
+    ) -> None:
+        """size: height and width in pixels, multiples of patch_size; shape: width, depth, heads, MLP ratio."""
+        width, depth, heads, mlp_ratio = shape
+        super().__init__(
+            img_size=size, patch_size=patch_size, in_chans=channels, num_classes=0, global_pool="avg", fc_norm=False,
+            class_token=False, embed_dim=width, depth=depth, num_heads=heads, mlp_ratio=mlp_ratio,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6), weight_init="skip",
+        )  # fmt: skip
+        self.size, self.patch_size, self.channels = size, patch_size, channels
+        self.grid = (size[0] // patch_size, size[1] // patch_size)
+        self.checkpointing = checkpointing
+        self.pos_embed.requires_grad_(False).copy_(sine_cosine_positions(self.grid, width)[None])
+        initialise(self, self.blocks, residual_rescale)
+
+    def embed(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches dim"]:
+        """Project every patch and add its position; at another size the positions are resized."""
+        height, width = images.shape[-2:]
+        grid = (height // self.patch_size, width // self.patch_size)
+        if grid[0] * self.patch_size != height or grid[1] * self.patch_size != width:
+            raise ValueError(f"an image of {height} x {width} px cannot be cut into patches of {self.patch_size} px")
+        pixels = functional.unfold(images, self.patch_size, stride=self.patch_size).transpose(1, 2)
+        projection = self.patch_embed.proj
+        tokens = functional.linear(pixels, projection.weight.flatten(1), projection.bias)
+        return tokens + resize_positions(self.pos_embed[0], self.grid, grid)
+
+    def forward(
+        self,
+        images: Float[Tensor, "batch channels height width"],
+        kept_idx: Int[Tensor, "batch kept"] | None = None,
+        kept_mask: Bool[Tensor, "batch kept"] | None = None,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Encode all patches of normalised images, or only those kept; kept_mask is True where an index is no padding."""
+        tokens = self.embed(images)
+        if kept_idx is not None:
+            tokens = gather_tokens(tokens, kept_idx)
+        return self.norm(run_layers(self.blocks, tokens, kept_mask, self.checkpointing))
+
+
+class EncoderOutput(NamedTuple):
+    """What an encoder makes of a batch: one vector an image, and one a patch."""
+
+    pooled: Float[Tensor, "batch dim"]
+    patches: Float[Tensor, "batch down across dim"]
+
+
+class Encoder(nn.Module):
+    """A trained (or random) encoder as evaluation and users see it: from images as they are to features."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, vit: VisionTransformer, mean: list[float], std: list[float]) -> None:
+        """mean and std: one value a channel, for images in [0, 1]."""
+        super().__init__()
+        assert len(mean) == len(std) == vit.channels, (mean, std, vit.channels)
+        self.vit = vit
+        self.width: int = vit.embed_dim
+        self.size, self.patch_size, self.channels = vit.size, vit.patch_size, vit.channels
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
+
+    def forward(
+        self, images: UInt8[Tensor, "batch channels height width"] | Float[Tensor, "batch channels height width"]
+    ) -> EncoderOutput:
+        """Features of uint8 images, or of float images in [0, 1]; any size that the patch size divides.
+
+        pooled is the mean over patches, as the paper evaluates (2301.08243, section A.2).
+        """
+        tokens = self.vit(normalise(images, self.mean, self.std))
+        grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
+        return EncoderOutput(tokens.mean(1), tokens.unflatten(1, grid))
+
+
+def normalise(
+    images: UInt8[Tensor, "batch channels height width"] | Float[Tensor, "batch channels height width"],
+    mean: Float[Tensor, "channels 1 1"],
+    std: Float[Tensor, "channels 1 1"],
+) -> Float[Tensor, "batch channels height width"]:
+    """(image in [0, 1] - mean) / std, from uint8 or from floats already in [0, 1]."""
+    if images.shape[1] != mean.shape[0]:
+        raise ValueError(f"images have {images.shape[1]} channels, the encoder takes {mean.shape[0]}")
+    scaled = images.float() / 255 if images.dtype == torch.uint8 else images
+    return (scaled - mean) / std

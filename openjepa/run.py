@@ -1,0 +1,382 @@
+"""From a recipe to a run: build, resume, train, record. The one file that sees a whole recipe.
+
+Reading order: `pretrain` at the end of the page is the main job; above it are the parts that it puts together.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from openjepa import health
+from openjepa.config import Recipe, build_recipe, changed_keys, load_recipe
+from openjepa.data.loader import Batch, training_batches
+from openjepa.data.skipped import SkippedFiles
+from openjepa.data.sources import ImageSource, open_source
+from openjepa.data.views import IMAGENET_MEAN, IMAGENET_STD, measure_normalization
+from openjepa.engine.checkpoint import find_latest, load_checkpoint, save_checkpoint
+from openjepa.engine.optim import load_state_tensors, make_optimizer, state_tensors
+from openjepa.engine.precision import Precision, choose_precision, make_scaler, pick_device
+from openjepa.engine.schedule import target_momentum, warmup_cosine
+from openjepa.journal import Journal
+from openjepa.machine import describe_machine, describe_versions, read_git_state
+from openjepa.masks import check_masks
+from openjepa.methods import IJEPA, METHODS
+from openjepa.monitor import HealthMonitor, Probe
+from openjepa.nn.encoder import Encoder
+from openjepa.records import RunFolder, write_json
+from openjepa.signals import Interrupted, SignalCatcher
+from openjepa.train import Schedules, StepRecord, Trainer
+
+NORMALIZATION_IMAGES = 2000  # enough for a mean to two digits
+MEASURED_STEPS = 30  # steps timed for train.max_minutes, at most
+MEASURED_FRAC = 0.05  # and at most this share of the minutes
+WARMUP_STEPS = 3  # steps before the timing starts: caches, thread pools, data workers
+RESERVED_FRAC = 0.03  # share of max_minutes kept for health measurements and checkpoints
+
+
+def make_schedules(recipe: Recipe, total_steps: int) -> Schedules:
+    """Learning rate and momentum over total_steps; warm-up keeps its share of the run."""
+    optim, momentum = recipe.optim, recipe.momentum
+    scale = recipe.data.batch_size / optim.lr_batch_size if optim.lr_batch_size else 1.0
+    warmup_steps = round(total_steps * min(optim.warmup_epochs / recipe.train.epochs, 1.0))
+    return Schedules(
+        total_steps,
+        lambda step: scale * warmup_cosine(step, total_steps, warmup_steps, optim.start_lr, optim.lr, optim.final_lr),
+        lambda step: target_momentum(step, total_steps, momentum.schedule, momentum.start, momentum.end),
+    )
+
+
+def make_method(recipe: Recipe) -> IJEPA:
+    """The recipe's method with fresh weights from torch's generator."""
+    return METHODS[recipe.method.name](
+        recipe.data.size, recipe.data.channels, recipe.model, recipe.mask, recipe.method, recipe.train.activation_checkpointing
+    )
+
+
+def make_trainer(recipe: Recipe, mean: list[float], std: list[float], total_steps: int, precision: Precision) -> Trainer:
+    """A method with fresh weights, a function of train.seed alone, and everything a step needs."""
+    device = pick_device(recipe.train.device)
+    torch.manual_seed(recipe.train.seed)
+    method = make_method(recipe).to(device)
+    return Trainer(
+        method=method,
+        optimizer=make_optimizer(method, recipe.model.encoder_shape[1], recipe.optim),
+        scaler=make_scaler(device, precision),
+        schedules=make_schedules(recipe, total_steps),
+        device=device,
+        precision=precision,
+        mean=torch.tensor(mean, device=device).view(-1, 1, 1),
+        std=torch.tensor(std, device=device).view(-1, 1, 1),
+        seed=recipe.train.seed,
+        accumulation_steps=recipe.train.accumulation_steps,
+        clip_grad_norm=recipe.optim.clip_grad_norm,
+    )
+
+
+def find_normalization(recipe: Recipe, source: ImageSource) -> tuple[list[float], list[float]]:
+    """Channel mean and standard deviation of images in [0, 1]: ImageNet's, or measured on the source."""
+    if recipe.data.normalization == "measured":
+        return measure_normalization(source, NORMALIZATION_IMAGES)
+    if recipe.data.channels == 3:
+        return list(IMAGENET_MEAN), list(IMAGENET_STD)
+    if recipe.data.channels == 1:
+        return [sum(IMAGENET_MEAN) / 3], [sum(IMAGENET_STD) / 3]
+    raise ValueError(f"data.normalization imagenet has no statistics for {recipe.data.channels} channels; use measured")
+
+
+def make_batches(recipe: Recipe, source: ImageSource, start_step: int, total_steps: int) -> Iterator[Batch]:
+    """The run's batches from start_step on."""
+    return training_batches(
+        source, recipe.data, recipe.mask, recipe.grid, seed=recipe.train.seed, start_step=start_step, total_steps=total_steps
+    )
+
+
+def measure_step_s(recipe: Recipe, source: ImageSource, mean: list[float], std: list[float], max_s: float) -> float:
+    """Mean seconds of a training step with its data, on a trainer that is thrown away afterwards."""
+    precision = choose_precision(pick_device(recipe.train.device), recipe.train.precision)
+    trainer = make_trainer(recipe, mean, std, 1000, precision)
+    deadline = time.perf_counter() + max_s
+    times: list[float] = []
+
+    def after_step(record: StepRecord) -> bool:
+        times.append(record.data_wait_s + record.step_s)
+        return time.perf_counter() > deadline and len(times) > WARMUP_STEPS
+
+    trainer.run(make_batches(recipe, source, 0, WARMUP_STEPS + MEASURED_STEPS), after_step)
+    return sum(times[WARMUP_STEPS:]) / len(times[WARMUP_STEPS:])
+
+
+def plan_steps(recipe: Recipe, num_images: int, step_s: float | None) -> int:
+    """The number of optimizer steps: from epochs, and no more than max_steps or max_minutes allow."""
+    steps = max(round(recipe.train.epochs * num_images / recipe.data.batch_size), 1)
+    if recipe.train.max_steps is not None:
+        steps = min(steps, recipe.train.max_steps) if recipe.train.max_minutes else recipe.train.max_steps
+    if recipe.train.max_minutes is not None and step_s is not None:
+        steps = min(steps, max(int(60 * recipe.train.max_minutes * (1 - RESERVED_FRAC) / step_s), 1))
+    return steps
+
+
+def start_run(recipe: Recipe, source: ImageSource, folder: RunFolder) -> dict[str, Any]:
+    """Measure what a new run needs to know, write run.json and give its contents."""
+    mean, std = find_normalization(recipe, source)
+    step_s = None
+    if recipe.train.max_minutes is not None:
+        step_s = measure_step_s(recipe, source, mean, std, MEASURED_FRAC * 60 * recipe.train.max_minutes)
+    with torch.device("meta"):  # shapes without memory, to count parameters
+        method = make_method(recipe)
+    parts = {"encoder": method.context_encoder, "predictor": method.predictor}
+    device = pick_device(recipe.train.device)
+    facts = {
+        "name": recipe.name,
+        "data": source.spec,
+        "num_images": len(source),
+        "recipe": recipe.model_dump(mode="json"),
+        "total_steps": plan_steps(recipe, len(source), step_s),
+        "measured_step_ms": None if step_s is None else 1000 * step_s,
+        "mean": mean,
+        "std": std,
+        "num_parameters": {name: sum(w.numel() for w in part.parameters() if w.requires_grad) for name, part in parts.items()},
+        "versions": describe_versions(),
+        "git": read_git_state(),
+        "hardware": describe_machine(device),
+        "precision": choose_precision(device, recipe.train.precision),
+        "started": _now(),
+        "finished": None,
+    }
+    folder.create()
+    write_json(folder.run_json, facts)
+    return facts
+
+
+def reopen_run(recipe: Recipe | None, source: ImageSource, folder: RunFolder, accept_changes: bool) -> dict[str, Any]:
+    """The facts of an earlier run; ValueError names what changed since, unless changes are accepted."""
+    facts = folder.read_run()
+    recorded = build_recipe(facts["recipe"], where=str(folder.run_json))
+    recipe = recipe or recorded
+    changes = {key: pair for key, pair in changed_keys(recorded, recipe).items() if key not in ("name", "description")}
+    if facts["num_images"] != len(source):
+        changes["number of images"] = (facts["num_images"], len(source))
+    if not changes:
+        return facts
+    if not accept_changes:
+        listed = "; ".join(f"{key} {old} -> {new}" for key, (old, new) in changes.items())
+        raise ValueError(f"{folder.path} was started with other settings: {listed}. Drop the changes or add --accept-changes")
+    step_s = facts["measured_step_ms"] and facts["measured_step_ms"] / 1000
+    if changes.keys() & {"train.max_steps", "train.max_minutes", "train.epochs", "data.batch_size", "number of images"}:
+        facts["total_steps"] = plan_steps(recipe, len(source), step_s)
+    facts |= {"recipe": recipe.model_dump(mode="json"), "num_images": len(source), "data": source.spec, "finished": None}
+    write_json(folder.run_json, facts)
+    return facts
+
+
+class Run:
+    """A run in progress: the trainer, its records, and what happens after each step."""
+
+    def __init__(self, recipe: Recipe, source: ImageSource, folder: RunFolder, facts: dict[str, Any], console: Console) -> None:
+        self.recipe, self.source, self.folder, self.facts, self.console = recipe, source, folder, facts, console
+        self.total_steps: int = facts["total_steps"]
+        self.trainer = make_trainer(recipe, facts["mean"], facts["std"], self.total_steps, facts["precision"])
+        if facts["precision"] != recipe.train.precision:
+            console.print(f"This CPU emulates {recipe.train.precision}, slowly: training in {facts['precision']}.", highlight=False)
+        self.skipped_files = SkippedFiles(folder.skipped, len(source))
+        self.signals = SignalCatcher()
+        self.probe: Probe | None = None
+        self.start_step = 0
+        self.journal: Journal
+
+    def resume(self) -> None:
+        """Load the newest undamaged checkpoint, saying which ones were passed over; from the start if there is none yet."""
+        path, complaints = find_latest(self.folder.checkpoints)
+        for complaint in complaints:
+            self.console.print(complaint, style="yellow", highlight=False, markup=False)
+        if path is None:
+            self.console.print("No checkpoint yet: starting at step 0.")
+            return
+        tensors, info = load_checkpoint(path)
+        method, trainer = self.trainer.method, self.trainer
+        weights = {name.removeprefix("method."): value for name, value in tensors.items() if name.startswith("method.")}
+        method.load_state_dict(weights, strict=True)
+        state = {name.removeprefix("optimizer."): value for name, value in tensors.items() if name.startswith("optimizer.")}
+        load_state_tensors(method, trainer.optimizer, state)
+        if info["scaler"]:
+            trainer.scaler.load_state_dict(info["scaler"])
+        trainer.num_skipped, trainer.skipped_in_a_row = info["num_skipped"], info["skipped_in_a_row"]
+        self.start_step = info["step"]
+        self.console.print(f"Resuming at step {self.start_step} of {self.total_steps} from {path.name}.", highlight=False)
+
+    def save(self, step: int, permanent: bool) -> None:
+        """Write the state from which step `step` would be computed next."""
+        trainer = self.trainer
+        tensors: dict[str, Tensor] = {f"method.{name}": value for name, value in trainer.method.state_dict().items()}
+        tensors |= {f"optimizer.{name}": value for name, value in state_tensors(trainer.method, trainer.optimizer).items()}
+        info = {
+            "step": step,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "mean": self.facts["mean"],
+            "std": self.facts["std"],
+            "num_skipped": trainer.num_skipped,
+            "skipped_in_a_row": trainer.skipped_in_a_row,
+            "scaler": trainer.scaler.state_dict(),
+        }
+        save_checkpoint(self.folder.checkpoints, step, tensors, info, permanent=permanent, keep=self.recipe.checkpoint.keep)
+
+    def train(self) -> health.Verdict:
+        """Train to the last step and give the verdict. Raises Interrupted after SIGINT or SIGTERM, with the state saved."""
+        recipe = self.recipe
+        self.monitor = HealthMonitor(self.source, recipe.data.size, recipe.health.num_images)
+        batches = make_batches(recipe, self.source, self.start_step, self.total_steps)
+        with Journal(self.folder, self.start_step, self.total_steps, self.console) as self.journal, self.signals:
+            if self.start_step == 0 and self.probe:
+                self._measure_probe(0)
+            try:
+                self.trainer.run(batches, self.after_step)
+            except ArithmeticError as error:
+                self._write_verdict(health.Verdict("diverging", f"{error}.", "Lower optim.lr or lengthen the warm-up.", self.last_step))
+                raise
+        if self.signals.caught is not None and self.last_step + 1 < self.total_steps:
+            raise Interrupted(self.last_step + 1, self.signals.caught)
+        self.facts["finished"] = _now()
+        write_json(self.folder.run_json, self.facts)
+        return health.judge(self.folder.read_metrics("health"))
+
+    def after_step(self, record: StepRecord) -> bool:
+        """Log, measure, save; True if the run should stop here."""
+        step, recipe = record.step, self.recipe
+        self.last_step = step
+        is_last = step + 1 == self.total_steps
+        self.skipped_files.add(record.batch.skipped)
+        if record.skipped_in_a_row:
+            self._name_skipped_step(record)
+        if step % recipe.train.log_every_steps == 0 or is_last:
+            self._log(record)
+        if step % recipe.health.every_steps == 0 or is_last:
+            self._measure_health(record)
+        if self.probe and (is_last or (step + 1) % recipe.health.probe_every_steps == 0):
+            self._measure_probe(step)
+        stopping = self.signals.caught is not None
+        due, permanent = self._checkpoint_due(step)
+        if due or is_last or stopping:
+            self.save(step + 1, permanent=permanent or is_last)
+        self.journal.advance(step)
+        return stopping and not is_last
+
+    def _checkpoint_due(self, step: int) -> tuple[bool, bool]:
+        """Whether to save after this step, and whether to keep it for good: at the ends of epochs."""
+        settings, per_epoch = self.recipe.checkpoint, len(self.source) / self.recipe.data.batch_size
+        epochs, epochs_before = math.floor((step + 1) / per_epoch), math.floor(step / per_epoch)
+        permanent = epochs // settings.every_epochs > epochs_before // settings.every_epochs
+        due = (step + 1) % settings.every_steps == 0 if settings.every_steps else epochs > epochs_before
+        return due or permanent, permanent
+
+    def _log(self, record: StepRecord) -> None:
+        metrics = {name: float(value) for name, value in record.metrics.items()}
+        total_s = record.data_wait_s + record.step_s
+        row = {
+            "step": record.step,
+            "epoch": (record.step + 1) * self.recipe.data.batch_size / len(self.source),
+            **metrics,
+            "grad_norm": float(record.grad_norm),
+            "lr": record.lr,
+            "weight_decay": record.weight_decay,
+            "momentum": record.momentum,
+            "images_per_s": self.recipe.data.batch_size / total_s,
+            "data_wait_frac": record.data_wait_s / total_s,
+            "skipped_steps": record.num_skipped,
+        }
+        self.journal.write("train", row)
+        for warning in health.warnings(row):
+            self.journal.say(warning)
+        self.journal.advance(record.step, f"loss {row['loss']:.4f}  {row['images_per_s']:.0f} images/s")
+
+    def _measure_health(self, record: StepRecord) -> None:
+        row = {
+            "step": record.step,
+            **self.monitor.measure(self.trainer.method, self.trainer.mean, self.trainer.std),
+            "explained_variance": float(record.metrics["explained_variance"]),
+            "grad_norm": float(record.grad_norm),
+            "skipped_in_a_row": record.skipped_in_a_row,
+        }
+        verdict = health.judge([*self.folder.read_metrics("health"), row])
+        self.journal.write("health", row | {"label": verdict.label})
+        self._write_verdict(verdict)
+        for warning in health.warnings(row | {"grad_norm": 0.0}):  # the gradient's alarm is raised where it is logged
+            self.journal.say(warning)
+        self.journal.say(f"step {record.step}: {verdict.label}: {verdict.reason}")
+
+    def _measure_probe(self, step: int) -> None:
+        assert self.probe is not None
+        vit, facts = self.trainer.method.context_encoder, self.facts
+        self.trainer.method.eval()
+        row = self.probe.measure(Encoder(vit, facts["mean"], facts["std"]).to(self.trainer.device))
+        self.trainer.method.train()
+        self.journal.write("probe", {"step": step, "encoder": "context", **row})
+        self.journal.say(
+            f"step {step}: 20-NN {row['knn']:.1%} (untrained encoder {row['knn_random_encoder']:.1%}, raw pixels {row['knn_raw_pixels']:.1%})"
+        )
+
+    def _name_skipped_step(self, record: StepRecord) -> None:
+        """Record which files were in a step whose loss or gradient was not finite."""
+        files = [self.source.path(int(index)) for index in record.batch.image_idx]
+        self.folder.append_metrics({"kind": "skipped_step", "step": record.step, "files": files})
+        self.journal.say(f"step {record.step} skipped: loss or gradient not finite; files: {', '.join(files[:3])}, ...")
+
+    def _write_verdict(self, verdict: health.Verdict) -> None:
+        write_json(self.folder.verdict_json, verdict.to_record())
+
+
+def pretrain(
+    data: str,
+    recipe: Recipe | str | None = None,
+    out: str | Path = "runs/run",
+    *,
+    resume: bool = False,
+    accept_changes: bool = False,
+    probe_train: str | None = None,
+    probe_test: str | None = None,
+    console: Console | None = None,
+) -> health.Verdict:
+    """Pretrain on images and give the verdict; everything else is in the run folder `out`.
+
+    data: a folder, `sample:train`, or `fashion-mnist:FOLDER:train`. recipe: a Recipe, a shipped name or a YAML file; on resume
+    None takes the recorded one. probe_train and probe_test: labelled data for a 20-NN probe while training.
+    Raises ValueError (bad input), OSError (disk), ArithmeticError (ten non-finite steps in a row), Interrupted.
+    """
+    console = console or Console(stderr=True)
+    folder = RunFolder(out)
+    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    if (probe_train is None) != (probe_test is None):
+        raise ValueError("a probe needs both --probe-train and --probe-test")
+    if resume:
+        recorded = build_recipe(folder.read_run()["recipe"], where=str(folder.run_json))
+    elif folder.exists():
+        raise ValueError(f"{folder.path} already holds a run; add --resume to go on, or choose another --out")
+    elif recipe is None:
+        raise ValueError("a new run needs --recipe NAME or FILE; `openjepa recipes` lists them")
+    asked = recipe or recorded
+    check_masks(asked.mask, asked.grid)
+    source = open_source(data, asked.data.channels)
+    facts = reopen_run(recipe, source, folder, accept_changes) if resume else start_run(asked, source, folder)
+    run = Run(asked, source, folder, facts, console)
+    if probe_train and probe_test:
+        sources = (open_source(spec, asked.data.channels) for spec in (probe_train, probe_test))
+        run.probe = Probe(*sources, asked.data.size, asked.data.channels)
+    if resume:
+        run.resume()
+        if run.start_step >= run.total_steps:
+            console.print(f"{folder.path} is already trained to its last step, {run.total_steps}.", highlight=False)
+            return health.judge(folder.read_metrics("health"))
+        if run.probe and (earlier := folder.read_metrics("probe")):
+            run.probe.random_accuracy = earlier[0]["knn_random_encoder"]
+    return run.train()
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

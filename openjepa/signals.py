@@ -1,0 +1,34 @@
+"""Stopping cleanly: SIGINT (Ctrl-C) and SIGTERM are noted, the step in progress ends, the state is saved. Standard library only."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from types import FrameType
+
+
+@dataclass(frozen=True)
+class Interrupted(Exception):
+    """The run was asked to stop, saved its state and can be resumed from this step."""
+
+    step: int
+    signal_number: int
+
+
+class SignalCatcher:
+    """While entered, `caught` is the number of the first SIGINT or SIGTERM, else None; a second one acts at once."""
+
+    def __init__(self) -> None:
+        self.caught: int | None = None
+
+    def __enter__(self) -> SignalCatcher:
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.caught = number
+        signal.signal(number, self._before[signal.Signals(number)])

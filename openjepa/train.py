@@ -1,0 +1,133 @@
+"""The training loop. One step, in order: rates of this step, gradients, unscale, clip, check, optimizer, momentum update.
+
+State is one integer: rates, momentum and every random draw are functions of the step, so that a resume from weights, optimizer
+and step is bit-equal to a run never stopped (tests/chaos/test_kill_and_resume.py). A step whose loss or gradient is not finite is
+skipped before the optimizer sees it; ten in a row stop the run. Knows no recipe, no files: hooks are handed in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from openjepa.data.loader import Batch
+from openjepa.engine.optim import clip_gradients, set_rates
+from openjepa.engine.precision import Precision, autocast
+from openjepa.methods import IJEPA
+from openjepa.nn.encoder import normalise
+
+MAX_SKIPPED_IN_A_ROW = 10
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """The run's length, and learning rate and momentum as functions of the step, counted from 0."""
+
+    total_steps: int
+    lr: Callable[[int], float]
+    momentum: Callable[[int], float]
+
+
+@dataclass
+class StepRecord:
+    """What one step did; tensors stay on the device until somebody logs them."""
+
+    step: int
+    metrics: dict[str, Tensor]
+    grad_norm: Tensor
+    lr: float
+    weight_decay: float
+    momentum: float
+    batch: Batch
+    skipped_in_a_row: int
+    num_skipped: int
+    data_wait_s: float
+    step_s: float
+
+
+@dataclass
+class Trainer:
+    """A method, its optimizer and schedules, and how a step is computed."""
+
+    method: IJEPA
+    optimizer: AdamW
+    scaler: torch.amp.GradScaler
+    schedules: Schedules
+    device: torch.device
+    precision: Precision
+    mean: Tensor
+    std: Tensor
+    seed: int
+    accumulation_steps: int = 1
+    clip_grad_norm: float | None = None
+    num_skipped: int = 0
+    skipped_in_a_row: int = 0
+    weights: list[nn.Parameter] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.weights = [weight for weight in self.method.parameters() if weight.requires_grad]
+
+    def run(self, batches: Iterator[Batch], after_step: Callable[[StepRecord], bool]) -> None:
+        """Train on every batch; stop early when after_step returns True.
+
+        Raises ArithmeticError after ten non-finite steps in a row.
+        """
+        self.method.train()
+        asked = time.perf_counter()
+        for batch in batches:
+            started = time.perf_counter()
+            record = self.step(batch, data_wait_s=started - asked)
+            record.step_s = time.perf_counter() - started
+            if after_step(record):
+                return
+            if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+                raise ArithmeticError(
+                    f"{MAX_SKIPPED_IN_A_ROW} steps in a row, the last being step {batch.step}, had a loss or gradient that is not finite"
+                )
+            asked = time.perf_counter()
+
+    def step(self, batch: Batch, data_wait_s: float = 0.0) -> StepRecord:
+        """One optimizer step on one batch."""
+        step, schedules = batch.step, self.schedules
+        torch.manual_seed(self.seed * 1_000_003 + step)  # whatever the method draws is a function of the step
+        lr, momentum = schedules.lr(step), schedules.momentum(step)
+        set_rates(self.optimizer, lr, step, schedules.total_steps)
+        metrics = self.accumulate_gradients(batch)
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = clip_gradients(self.weights, self.clip_grad_norm)
+        if bool(torch.isfinite(metrics["loss"]) & torch.isfinite(grad_norm)):
+            self.scaler.step(self.optimizer)
+            self.method.update_target(momentum)
+            self.skipped_in_a_row = 0
+        else:
+            self.num_skipped += 1
+            self.skipped_in_a_row += 1
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        weight_decay = max(float(group["weight_decay"]) for group in self.optimizer.param_groups)
+        return StepRecord(
+            step, metrics, grad_norm, lr, weight_decay, momentum, batch, self.skipped_in_a_row, self.num_skipped, data_wait_s, 0.0
+        )
+
+    def accumulate_gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """Gradients of the batch's mean loss, part by part, and its metrics.
+
+        Each part counts by its number of real target tokens, so that the parts together are the large batch.
+        """
+        images = batch.images.to(self.device, non_blocking=True)
+        total = batch.masks.target_lengths.sum()
+        metrics: dict[str, Tensor] = {}
+        parts = zip(images.chunk(self.accumulation_steps), batch.masks.split(self.accumulation_steps), strict=True)
+        for part_images, part_masks in parts:
+            share = float(part_masks.target_lengths.sum() / total)
+            with autocast(self.device, self.precision):
+                loss, part_metrics = self.method(normalise(part_images, self.mean, self.std), part_masks.to(self.device))
+            self.scaler.scale(loss * share).backward()
+            for key, value in part_metrics.items():
+                metrics[key] = metrics.get(key, torch.zeros_like(value)) + share * value
+        return metrics
