@@ -1,0 +1,244 @@
+"""Batches: which images, which views and which masks a step trains on, as a function of (seed, step, rank) alone.
+
+Position p of the training stream is image p mod N of epoch p // N, and each epoch is a fresh permutation of all N
+images. Step s of rank r takes the positions from s * global batch + r * local batch on. So a run resumes at any step
+without replaying, and the number of worker processes changes nothing (test_loader and test_sample_order pin both).
+"""
+
+from __future__ import annotations
+
+import atexit
+import signal
+import weakref
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from openjepa.config import Data, Mask
+from openjepa.data.decode import DecodeError, Pixels
+from openjepa.data.sources import ArraySource, ImageSource
+from openjepa.data.views import evaluation_view, training_view
+from openjepa.masks import Masks, sample_masks
+
+# What a generator is for: the second number of its seed.
+ORDER, VIEW, REPLACEMENT = 2, 3, 4
+
+REPLACEMENT_TRIES = 20
+PREFETCH_STEPS = 2  # per worker
+
+Item = TypeVar("Item")
+EvaluationBatch = tuple[UInt8[Tensor, "B C H W"], Int64[Tensor, " B"], list[tuple[str, str]]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step of one process trains on."""
+
+    step: int
+    images: UInt8[Tensor, "B C H W"]
+    masks: Masks
+    image_idx: Int64[Tensor, " B"]  # numbers in the source
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # (path, reason) of unreadable files, replaced by others
+
+    def pin_memory(self) -> Batch:
+        """Called by the DataLoader, so that copies of the images to a GPU overlap with its work."""
+        return replace(self, images=self.images.pin_memory())
+
+
+def sample_order(num_images: int, seed: int, start: int, count: int) -> Int64[np.ndarray, " {count}"]:
+    """Image numbers (count,) at positions start, start + 1, ... of an endless stream of shuffled epochs."""
+    parts = []
+    while count > 0:
+        epoch, first = divmod(start, num_images)
+        part = _shuffle_epoch(num_images, seed, epoch)[first : first + count]
+        parts.append(part)
+        start, count = start + len(part), count - len(part)
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+@lru_cache(maxsize=2)
+def _shuffle_epoch(num_images: int, seed: int, epoch: int) -> Int64[np.ndarray, " {num_images}"]:
+    order = np.random.default_rng([seed, ORDER, epoch]).permutation(num_images)
+    order.setflags(write=False)
+    return order
+
+
+def training_batches(
+    source: ImageSource,
+    settings: Data,
+    mask: Mask,
+    grid: tuple[int, int],
+    *,
+    seed: int,
+    start_step: int,
+    total_steps: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Generator[Batch, None, None]:
+    """Batches of the steps start_step to total_steps - 1 of one process, B = settings.batch_size // world_size images each.
+
+    An unreadable image is replaced by another and listed in `Batch.skipped`. Closing the generator ends its workers.
+    Raises ValueError if the batch cannot be shared evenly; while iterating, DecodeError if replacements fail as well.
+    """
+    if settings.batch_size % world_size:
+        raise ValueError(f"data.batch_size {settings.batch_size} cannot be shared evenly by {world_size} processes")
+    assert source.channels == settings.channels, (source.channels, settings.channels)
+    steps = _Steps(source, settings, mask, grid, seed, rank, world_size)
+    loader = _make_loader(steps, range(start_step, total_steps), settings.workers)
+    return _close_at_exit(_iterate(loader))
+
+
+def evaluation_batches(
+    source: ImageSource,
+    size: tuple[int, int],
+    *,
+    batch_size: int = 256,
+    workers: int = 0,
+    indices: Sequence[int] | Int64[np.ndarray, " N"] | None = None,
+) -> Generator[EvaluationBatch, None, None]:
+    """Views (B, C, H, W) uint8 of all or the given images in order, their numbers (B,), and unreadable (path, reason) pairs.
+
+    Unreadable images are left out: B may be below batch_size but is never 0. DecodeError if no image at all can be read.
+    Images in memory are cut faster than workers could send them, so workers are for folders.
+    """
+    numbers = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
+    parts = [numbers[first : first + batch_size] for first in range(0, len(numbers), batch_size)]
+    loader = _make_loader(_Parts(source, size, parts), range(len(parts)), 0 if isinstance(source, ArraySource) else workers)
+    return _close_at_exit(_drop_empty(source, _iterate(loader)))
+
+
+@dataclass(frozen=True)
+class _Steps(Dataset[Batch | ValueError]):
+    """The training stream, indexed by step. Errors are items: the DataLoader would bury their one line in a traceback."""
+
+    source: ImageSource
+    settings: Data
+    mask: Mask
+    grid: tuple[int, int]
+    seed: int
+    rank: int
+    world_size: int
+
+    def __getitem__(self, step: int) -> Batch | ValueError:
+        try:
+            return self._make_batch(step)
+        except ValueError as error:
+            return error
+
+    def _make_batch(self, step: int) -> Batch:
+        local_batch = self.settings.batch_size // self.world_size
+        start = step * self.settings.batch_size + self.rank * local_batch
+        order = sample_order(len(self.source), self.seed, start, local_batch)
+        height, width = self.settings.size
+        views = np.empty((local_batch, self.source.channels, height, width), np.uint8)
+        image_idx = np.empty(local_batch, np.int64)
+        skipped: list[tuple[str, str]] = []
+        for i in range(local_batch):
+            image, image_idx[i] = self._load(int(order[i]), step, i, skipped)
+            generator = np.random.default_rng([self.seed, VIEW, step, self.rank, i])
+            views[i] = training_view(image, (height, width), self.settings, generator)
+        masks = sample_masks(self.mask, self.grid, local_batch, seed=self.seed, step=step, rank=self.rank)
+        return Batch(step, torch.from_numpy(views), masks, torch.from_numpy(image_idx), skipped)
+
+    def _load(self, number: int, step: int, i: int, skipped: list[tuple[str, str]]) -> tuple[Pixels, int]:
+        """Pixels and number of an image, or of the first readable one of a random row of others."""
+        try:
+            return self.source.load(number), number
+        except DecodeError as error:
+            skipped.append((self.source.path(number), error.reason))
+        generator = np.random.default_rng([self.seed, REPLACEMENT, step, self.rank, i])
+        for other in generator.integers(len(self.source), size=REPLACEMENT_TRIES).tolist():
+            try:
+                return self.source.load(other), other
+            except DecodeError as error:
+                skipped.append((self.source.path(other), error.reason))
+        path, reason = skipped[-1]
+        raise DecodeError(
+            self.source.spec, f"{REPLACEMENT_TRIES + 1} images in a row cannot be read; the last is {path} ({reason})"
+        )
+
+
+@dataclass(frozen=True)
+class _Parts(Dataset[EvaluationBatch]):
+    """Evaluation batches, indexed by number."""
+
+    source: ImageSource
+    size: tuple[int, int]
+    parts: list[Int64[np.ndarray, " _"]]
+
+    def __getitem__(self, part: int) -> EvaluationBatch:
+        views, numbers, skipped = [], [], []
+        for number in self.parts[part].tolist():
+            try:
+                views.append(evaluation_view(self.source.load(number), self.size))
+                numbers.append(number)
+            except DecodeError as error:
+                skipped.append((self.source.path(number), error.reason))
+        shape = (len(views), self.source.channels, *self.size)
+        return torch.from_numpy(np.array(views, np.uint8).reshape(shape)), torch.tensor(numbers, dtype=torch.int64), skipped
+
+
+def _drop_empty(source: ImageSource, batches: Generator[EvaluationBatch, None, None]) -> Generator[EvaluationBatch, None, None]:
+    """Pass on batches that hold images; the unreadable files of an empty one go to a neighbour's list."""
+    held: EvaluationBatch | None = None
+    skipped: list[tuple[str, str]] = []
+    for images, numbers, failed in batches:
+        skipped += failed
+        if len(numbers):
+            if held is not None:
+                yield held
+            held, skipped = (images, numbers, skipped), []
+    if held is not None:
+        yield (held[0], held[1], held[2] + skipped)
+    elif skipped:
+        raise DecodeError(
+            source.spec, f"none of {len(skipped)} images can be read; the first is {skipped[0][0]} ({skipped[0][1]})"
+        )
+
+
+def _make_loader(dataset: Dataset[Item], numbers: range, workers: int) -> DataLoader[Item]:
+    return DataLoader(
+        dataset,
+        batch_size=None,  # an item is a whole batch
+        sampler=numbers,
+        num_workers=workers,
+        prefetch_factor=PREFETCH_STEPS if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_ignore_signals,
+        generator=torch.Generator(),  # its own: starting workers draws a number, which must not move torch's global state
+    )
+
+
+def _ignore_signals(_worker: int) -> None:
+    """Ctrl-C and a group's SIGTERM are the training process's to handle: it saves, then ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _iterate(loader: DataLoader[Item | ValueError]) -> Generator[Item, None, None]:
+    for item in loader:
+        if isinstance(item, ValueError):
+            raise item
+        yield item
+
+
+def _close_at_exit(batches: Generator[Item, None, None]) -> Generator[Item, None, None]:
+    """Close the generator when Python exits, if it still lives.
+
+    Else, after an error elsewhere, Python would wait at exit for workers that ignore its SIGTERM.
+    """
+    reference = weakref.ref(batches)
+
+    def close() -> None:
+        if (alive := reference()) is not None:
+            alive.close()
+
+    atexit.register(close)
+    return batches

@@ -1,0 +1,278 @@
+"""Every kind of image file ends as the right uint8 pixels, or as a DecodeError and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageOps
+
+from openjepa.data.decode import MAX_PIXELS, DecodeError, decode_image
+from tests.messy_folder import WRITERS, draw_picture
+
+
+def decode(tmp_path: Path, image: Image.Image, name: str, channels: int = 3, **options: object) -> np.ndarray:
+    image.save(tmp_path / name, **options)
+    pixels = decode_image(str(tmp_path / name), channels)
+    assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == channels
+    return pixels
+
+
+def row(*values: float, dtype: type) -> Image.Image:
+    return Image.fromarray(np.array([values], dtype))
+
+
+def test_alpha_is_composited_over_white(tmp_path):
+    image = Image.new("RGBA", (3, 1))
+    image.putdata([(0, 0, 0, 0), (0, 0, 0, 128), (200, 100, 0, 255)])
+    assert decode(tmp_path, image, "a.png").tolist() == [[[255] * 3, [127] * 3, [200, 100, 0]]]
+    assert decode(tmp_path, image.convert("LA"), "b.png", 1)[0, :2].tolist() == [[255], [127]]
+
+
+def test_alpha_is_kept_for_two_and_four_channels(tmp_path):
+    image = Image.new("RGBA", (2, 1))
+    image.putdata([(9, 9, 9, 40), (200, 100, 0, 255)])
+    assert decode(tmp_path, image, "a.png", 4).tolist() == [[[9, 9, 9, 40], [200, 100, 0, 255]]]
+    assert decode(tmp_path, image, "a.png", 2)[0, 0].tolist() == [9, 40]
+    assert decode(tmp_path, Image.new("L", (1, 1), 5), "b.png", 2).tolist() == [[[5, 255]]]
+    assert decode(tmp_path, Image.new("RGB", (1, 1), (1, 2, 3)), "c.png", 4).tolist() == [[[1, 2, 3, 255]]]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.gif"])
+def test_palette_with_a_transparent_colour(tmp_path, name):
+    image = Image.new("P", (3, 1))
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    image.putdata([0, 1, 2])
+    assert decode(tmp_path, image, name).tolist() == [[[255, 0, 0], [0, 255, 0], [0, 0, 255]]]
+    assert decode(tmp_path, image, name, transparency=1).tolist() == [[[255, 0, 0], [255, 255, 255], [0, 0, 255]]]
+
+
+def test_a_transparent_colour_without_alpha_or_palette(tmp_path):
+    image = Image.new("RGB", (2, 1), (10, 20, 30))
+    image.putpixel((1, 0), (1, 2, 3))
+    assert decode(tmp_path, image, "a.png", transparency=(1, 2, 3)).tolist() == [[[10, 20, 30], [255] * 3]]
+
+
+def test_one_bit(tmp_path):
+    image = Image.new("1", (2, 1))
+    image.putpixel((1, 0), 1)
+    for name in ("a.png", "a.tif", "a.bmp"):
+        assert decode(tmp_path, image, name, 1).tolist() == [[[0], [255]]]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path, name):
+    levels = np.arange(256)
+    image = Image.fromarray((levels[None] * 257).astype(np.uint16))
+    assert decode(tmp_path, image, name, 1)[0, :, 0].tolist() == levels.tolist()
+    dark = row(0, 200, 255, dtype=np.uint16)  # a dark picture stays dark
+    assert decode(tmp_path, dark, name, 3)[0, :, 0].tolist() == [0, 1, 1]
+
+
+def test_big_endian_sixteen_bits(tmp_path):
+    header = struct.pack(">2sHI", b"MM", 42, 8)
+    tags = [
+        (256, 3, 2),
+        (257, 3, 1),
+        (258, 3, 16),
+        (259, 3, 1),
+        (262, 3, 1),
+        (273, 4, 8 + 2 + 8 * 12 + 4),
+        (278, 3, 1),
+        (279, 4, 4),
+    ]
+    entries = b"".join(
+        struct.pack(">HHI", tag, kind, 1) + (struct.pack(">HH", value, 0) if kind == 3 else struct.pack(">I", value))
+        for tag, kind, value in tags
+    )
+    file = tmp_path / "a.tif"
+    file.write_bytes(header + struct.pack(">H", len(tags)) + entries + bytes(4) + struct.pack(">HH", 257 * 3, 257 * 200))
+    with Image.open(file) as image:
+        assert image.mode == "I;16B"
+    assert decode_image(str(file), 1)[0, :, 0].tolist() == [3, 200]
+
+
+def test_deeper_grey(tmp_path):
+    assert decode(tmp_path, row(0, 257, 65535, dtype=np.int32), "a.tif", 1)[0, :, 0].tolist() == [0, 1, 255]
+    assert decode(tmp_path, row(-100, 20, 155, dtype=np.int32), "a.tif", 1)[0, :, 0].tolist() == [0, 120, 255]
+    assert decode(tmp_path, row(0, 0.2, 1, dtype=np.float32), "a.tif", 1)[0, :, 0].tolist() == [0, 51, 255]
+    assert decode(tmp_path, row(0, 20, 200, dtype=np.float32), "a.tif", 1)[0, :, 0].tolist() == [0, 20, 200]
+    assert decode(tmp_path, row(0, 400, 1020, dtype=np.float32), "a.tif", 1)[0, :, 0].tolist() == [0, 100, 255]
+    assert decode(tmp_path, row(7e5, 7e5, dtype=np.float32), "a.tif", 1)[0, :, 0].tolist() == [0, 0]
+    with pytest.raises(DecodeError, match="not finite"):
+        decode(tmp_path, row(0, np.nan, dtype=np.float32), "a.tif", 1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        ("CMYK", "a.jpg"),
+        ("CMYK", "a.tif"),
+        ("YCbCr", "a.jpg"),
+        ("LAB", "a.tif"),
+        ("RGB", "a.webp"),
+        ("RGB", "a.bmp"),
+        ("L", "a.jpg"),
+    ],
+)
+def test_colour_spaces_show_the_same_colours(tmp_path, mode, name):
+    colours = [(0, 0, 0), (255, 255, 255), (200, 40, 40), (40, 160, 60), (60, 60, 200), (128, 128, 128)]
+    for colour in [(grey, grey, grey) for grey in (0, 90, 255)] if mode == "L" else colours:
+        image = Image.new("RGB", (16, 16), colour)
+        if mode == "LAB":
+            image = ImageCms.profileToProfile(
+                image, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+            )
+        else:
+            image = image.convert(mode)
+        middle = decode(tmp_path, image, name)[8, 8].astype(int)
+        tolerance = 8 if mode == "LAB" else 4  # 8-bit LAB is coarse
+        assert abs(middle - colour).max() <= tolerance, (mode, colour, middle)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation(tmp_path, name, orientation):
+    picture = draw_picture("squares", (24, 40), np.random.default_rng(orientation))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if name.endswith("webp") else {}
+    pixels = decode(tmp_path, picture, name, exif=exif, **options)
+    with Image.open(tmp_path / name) as stored:
+        stored.load()
+        expected = np.asarray(ImageOps.exif_transpose(stored))
+    assert pixels.shape[:2] == ((24, 40) if orientation >= 5 else (40, 24))
+    np.testing.assert_array_equal(pixels, expected)
+
+
+def test_a_broken_exif_block_does_not_matter(tmp_path):
+    decode(tmp_path, Image.new("RGB", (4, 4), (50, 50, 50)), "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7fgarbage")
+
+
+def test_only_the_first_of_several_pictures(tmp_path):
+    red, blue = Image.new("RGB", (8, 8), (255, 0, 0)), Image.new("RGB", (8, 8), (0, 0, 255))
+    for name, options in (
+        ("a.gif", {}),
+        ("a.tif", {}),
+        ("a.webp", {"lossless": True}),
+        ("a.png", {}),
+        ("a.jpg", {"format": "MPO"}),
+    ):
+        pixels = decode(tmp_path, red, name, save_all=True, append_images=[blue], **options)
+        assert abs(pixels[4, 4].astype(int) - [255, 0, 0]).max() <= 2, name
+
+
+def test_tiny(tmp_path):
+    for name in ("a.jpg", "a.png", "a.webp", "a.bmp", "a.tif", "a.gif"):
+        assert decode(tmp_path, Image.new("RGB", (1, 1), (9, 9, 9)), name).shape == (1, 1, 3)
+
+
+def make_png(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("pillow_limit", [Image.MAX_IMAGE_PIXELS, None])
+def test_decompression_bombs_are_refused_unread(tmp_path, monkeypatch, pillow_limit):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillow_limit)  # someone's program may have switched Pillow's own check off
+    file = tmp_path / "bomb.png"
+    file.write_bytes(make_png(MAX_PIXELS // 2 + 1, 2))
+    with pytest.raises(DecodeError, match="pixels"):
+        decode_image(str(file), 3)
+    file.write_bytes(make_png(10, 10))
+    with pytest.raises(DecodeError):  # its pixels end early
+        decode_image(str(file), 3)
+
+
+@pytest.mark.parametrize("number", range(len(WRITERS)))
+def test_truncated_files_are_refused(tmp_path, number):
+    extension, encode = WRITERS[number]
+    data = encode(draw_picture("stripes", (90, 70), np.random.default_rng(number)))
+    file = tmp_path / f"a{extension}"
+    for keep in (0, 3, len(data) // 4, len(data) // 2):
+        file.write_bytes(data[:keep])
+        with pytest.raises(DecodeError) as caught:
+            decode_image(str(file), 3)
+        assert "\n" not in str(caught.value) and str(file) in str(caught.value)
+
+
+def test_other_things_under_an_image_name(tmp_path):
+    file = tmp_path / "a.jpg"
+    for data in (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"P6 1 1 255 abc", b"<svg/>", b"RIFF\0\0\0\0WAVE"):
+        file.write_bytes(data)
+        with pytest.raises(DecodeError, match="not a JPEG, PNG"):
+            decode_image(str(file), 3)
+    with pytest.raises(DecodeError, match="No such file"):
+        decode_image(str(tmp_path / "gone.jpg"), 3)
+    (tmp_path / "folder.jpg").mkdir()
+    with pytest.raises(DecodeError):
+        decode_image(str(tmp_path / "folder.jpg"), 3)
+
+
+def test_arrays_of_any_number_of_channels(tmp_path):
+    file = str(tmp_path / "a.npy")
+    for shape, channels in (((4, 3, 5), 5), ((4, 3, 1), 1), ((4, 3), 1), ((4, 3, 12), 12)):
+        array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        np.save(file, array)
+        np.testing.assert_array_equal(decode_image(file, channels), array.reshape(4, 3, channels))
+        with pytest.raises(DecodeError, match=rf"expected uint8 \(height, width, {channels + 1}\)"):
+            decode_image(file, channels + 1)
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    with pytest.raises(DecodeError, match="5 channels can only be read from .npy"):
+        decode_image(str(tmp_path / "a.png"), 5)
+
+
+def test_arrays_are_never_unpickled_and_their_headers_not_believed(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "sprung",))
+
+    file = tmp_path / "a.npy"
+    for array in (np.array([Trap()], object), np.zeros((2, 2, 3)), np.zeros(3, np.uint8)):
+        np.save(file, array, allow_pickle=True)
+        with pytest.raises(DecodeError):
+            decode_image(str(file), 3)
+    file.write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(DecodeError):
+        decode_image(str(file), 3)
+    assert not (tmp_path / "sprung").exists()
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": (10**6, 10**6, 3)})
+    file.write_bytes(buffer.getvalue())
+    with pytest.raises(DecodeError):
+        decode_image(str(file), 3)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    number=st.integers(0, len(WRITERS) - 1),
+    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=12),
+    channels=st.sampled_from([1, 3, 4]),
+)
+def test_damaged_bytes_give_pixels_or_a_decode_error(tmp_path_factory, number, changes, channels):
+    extension, encode = WRITERS[number]
+    data = bytearray(encode(draw_picture("discs", (20, 16), np.random.default_rng(0))))
+    for place, value in changes:
+        data[int(place**2 * len(data))] = value  # headers more often than pixels
+    file = tmp_path_factory.getbasetemp() / f"damaged{extension}"
+    file.write_bytes(data)
+    try:
+        pixels = decode_image(str(file), channels)
+    except DecodeError as error:
+        pixels = None
+        refusal = copy.copy(error)  # as pickle makes it anew on its way from a worker process
+    if pixels is None:
+        assert refusal.path == str(file) and refusal.reason and str(refusal).startswith(f"{file}: ")
+    else:
+        assert pixels.dtype == np.uint8 and pixels.shape[2] == channels

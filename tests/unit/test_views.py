@@ -1,0 +1,250 @@
+"""Views against torchvision, and the distribution of what is drawn."""
+
+from __future__ import annotations
+
+import math
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import stats
+from torchvision.transforms import CenterCrop, InterpolationMode, RandomResizedCrop, Resize
+from torchvision.transforms import functional as tv
+
+from openjepa.config import Data
+from openjepa.data import colour
+from openjepa.data.decode import DecodeError
+from openjepa.data.views import draw_crop, evaluation_view, measure_normalization, training_view
+from tests.messy_folder import draw_picture
+
+ONE_HUE_STEP = 6  # a sixth of the 255 steps of the colour circle takes a channel from 0 to 255
+
+
+def picture(width: int, height: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+    image = np.asarray(draw_picture("discs", (width, height), np.random.default_rng(seed)))
+    return image if channels == 3 else np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def to_tensor(view: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1)))
+
+
+@pytest.mark.parametrize(("width", "height"), [(28, 28), (97, 61), (300, 200)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_minimal_view_is_torchvisions_resized_crop(width, height, channels):
+    image = picture(width, height, channels)
+    shown = Image.fromarray(image if channels == 3 else image[:, :, 0])
+    for seed in range(5):
+        top, left, crop_height, crop_width = draw_crop((height, width), (24, 24), (0.3, 1.0), np.random.default_rng(seed))
+        expected = np.asarray(tv.resized_crop(shown, top, left, crop_height, crop_width, [24, 24], InterpolationMode.BILINEAR))
+        for flip, turned in ((0.0, expected), (1.0, expected[:, ::-1])):
+            view = training_view(image, (24, 24), Data(flip_probability=flip), np.random.default_rng(seed))
+            assert view.shape == (channels, 24, 24) and view.dtype == np.uint8
+            np.testing.assert_array_equal(view.transpose(1, 2, 0).squeeze(), turned)
+
+
+@pytest.mark.parametrize(("width", "height"), [(100, 80), (60, 200)])
+def test_crops_are_distributed_as_torchvisions(width, height):
+    torch.manual_seed(0)
+    generator = np.random.default_rng(0)
+    image = torch.empty(3, height, width)
+    ours = np.array([draw_crop((height, width), (32, 32), (0.3, 1.0), generator) for _ in range(3000)])
+    theirs = np.array([RandomResizedCrop.get_params(image, [0.3, 1.0], [3 / 4, 4 / 3]) for _ in range(3000)])
+    for measure in (
+        lambda crop: crop[:, 2] * crop[:, 3],
+        lambda crop: np.log(crop[:, 3] / crop[:, 2]),
+        lambda crop: crop[:, 0] / np.maximum(height - crop[:, 2], 1),
+        lambda crop: crop[:, 1] / np.maximum(width - crop[:, 3], 1),
+    ):
+        assert stats.ks_2samp(measure(ours), measure(theirs)).pvalue > 1e-3
+    area = ours[:, 2] * ours[:, 3] / (width * height)
+    assert area.std() > 0.02  # not all alike
+
+
+@pytest.mark.parametrize(("width", "height"), [(1000, 1), (1, 1000), (900, 20)])
+def test_where_no_draw_fits_the_crop_is_torchvisions_centre(width, height):
+    ours = draw_crop((height, width), (32, 32), (0.9, 1.0), np.random.default_rng(0))
+    assert ours == tuple(RandomResizedCrop.get_params(torch.empty(1, height, width), [0.9, 1.0], [3 / 4, 4 / 3]))
+
+
+def test_crops_of_views_that_are_not_square_have_the_views_aspect():
+    generator = np.random.default_rng(0)
+    crops = np.array([draw_crop((200, 400), (32, 96), (0.2, 0.4), generator) for _ in range(2000)])
+    log_aspect = np.log(crops[:, 3] / crops[:, 2])
+    assert abs(log_aspect.mean() - math.log(3)) < 0.02
+    assert log_aspect.min() > math.log(3 * 0.75) - 0.05 and log_aspect.max() < math.log(3 * 4 / 3) + 0.05
+
+
+sides = st.integers(1, 70)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sides, sides, sides, sides, st.integers(1, 5), st.sampled_from(["none", "minimal", "moderate", "strong"]), st.integers(0, 99)
+)
+def test_any_image_gives_a_view_of_any_size(height, width, view_height, view_width, channels, augmentation, seed):
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    view = training_view(
+        image, (view_height, view_width), Data(augmentation=augmentation, crop_scale=(0.01, 1.0)), np.random.default_rng(seed)
+    )
+    assert view.shape == (channels, view_height, view_width) and view.dtype == np.uint8 and view.flags.c_contiguous
+    if augmentation in ("none", "minimal"):
+        assert image.min() <= view.min() <= view.max() <= image.max()
+
+
+def test_flip_rate():
+    image = np.zeros((8, 8, 1), np.uint8)
+    image[:, 4:] = 255
+    settings_ = Data(flip_probability=0.3, crop_scale=(1.0, 1.0))
+    views = [training_view(image, (8, 8), settings_, np.random.default_rng([1, i])) for i in range(2000)]
+    flipped = np.mean([view[0, 0, 0] > 127 for view in views])
+    assert abs(flipped - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 2000)
+
+
+@pytest.mark.parametrize(("width", "height", "side"), [(96, 64, 32), (64, 96, 32), (60, 60, 60), (40, 30, 64), (301, 200, 50)])
+def test_evaluation_view_is_torchvisions_resize_and_centre_crop(width, height, side):
+    down, across = np.mgrid[0:height, 0:width]
+    smooth = np.stack([255 * down / height, 255 * across / width, 127 + 100 * np.sin(across / 9)], axis=2)
+    image = np.clip(smooth, 0, 255).astype(np.uint8)
+    expected = np.asarray(CenterCrop(side)(Resize(side)(Image.fromarray(image)))).astype(int)
+    view = evaluation_view(image, (side, side)).transpose(1, 2, 0).astype(int)
+    exact = ((width * side / height).is_integer() and (height * side / width).is_integer()) or side == min(width, height)
+    steepest = max(abs(np.diff(expected, axis=axis)).max() for axis in (0, 1))
+    assert abs(view - expected).max() <= (1 if exact else 0.6 * steepest)  # else torchvision cuts up to half a pixel beside us
+
+
+def test_evaluation_view_of_views_that_are_not_square():
+    image = picture(120, 80)
+    np.testing.assert_array_equal(evaluation_view(image, (80, 40)), image[:, 40:80].transpose(2, 0, 1))
+    np.testing.assert_array_equal(evaluation_view(image, (30, 120)), image[25:55].transpose(2, 0, 1))
+
+
+def test_level_none_draws_nothing():
+    generator = np.random.default_rng(0)
+    view = training_view(picture(50, 40), (32, 32), Data(augmentation="none"), generator)
+    np.testing.assert_array_equal(view, evaluation_view(picture(50, 40), (32, 32)))
+    assert generator.random() == np.random.default_rng(0).random()
+
+
+@pytest.mark.parametrize("augmentation", ["minimal", "moderate", "strong"])
+def test_views_are_functions_of_the_generator(augmentation):
+    image, level = picture(50, 40), Data(augmentation=augmentation)
+    views = [training_view(image, (32, 32), level, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(views[0], views[1])
+    assert (views[0] != views[2]).mean() > 0.5
+
+
+def test_levels_change_ever_more_views():
+    """A crop of the whole, never mirrored, differs from the image only by colour: the rates follow from the probabilities."""
+    image = picture(32, 32)
+    rates = {}
+    for level in ("minimal", "moderate", "strong"):
+        settings_ = Data(augmentation=level, crop_scale=(1.0, 1.0), flip_probability=0)
+        views = [training_view(image, (32, 32), settings_, np.random.default_rng([i, 7])) for i in range(400)]
+        plain = settings_.model_copy(update={"augmentation": "minimal"})
+        crops = [training_view(image, (32, 32), plain, np.random.default_rng([i, 7])) for i in range(400)]
+        rates[level] = np.mean([not np.array_equal(view, crop) for view, crop in zip(views, crops, strict=True)])
+    assert rates["minimal"] == 0
+    assert abs(rates["moderate"] - 0.8) < 4 * math.sqrt(0.8 * 0.2 / 400)
+    unchanged = 0.2 * 0.5 * 0.8
+    assert (
+        abs(rates["strong"] - (1 - unchanged)) < 4 * math.sqrt(unchanged * (1 - unchanged) / 400) + 0.02
+    )  # blur of 0.1 px is none
+
+
+@pytest.mark.parametrize("factor", [0.6, 0.9, 1.0, 1.4])
+def test_jitter_is_torchvisions(factor):
+    image = picture(40, 30, seed=3)
+    for ours, theirs in (
+        (colour.adjust_brightness, tv.adjust_brightness),
+        (colour.adjust_contrast, tv.adjust_contrast),
+        (colour.adjust_saturation, tv.adjust_saturation),
+    ):
+        difference = to_tensor(ours(image, factor)).int() - theirs(to_tensor(image), factor).int()
+        assert difference.abs().max() <= 1  # they cut fractions off, we round
+    turn = (factor - 1) / 4
+    expected = np.asarray(tv.adjust_hue(Image.fromarray(image), turn)).astype(int)
+    difference = abs(colour.adjust_hue(image, turn).astype(int) - expected)
+    assert difference.max() <= ONE_HUE_STEP
+
+
+def test_hue_turns_the_colour_circle():
+    red = np.zeros((1, 1, 3), np.uint8)
+    red[..., 0] = 255
+    for turn, expected in ((1 / 3, [0, 255, 0]), (-1 / 3, [0, 0, 255]), (0.0, [255, 0, 0])):
+        assert abs(colour.adjust_hue(red, turn)[0, 0].astype(int) - expected).max() <= ONE_HUE_STEP
+
+
+def test_solarize_and_blur():
+    image = picture(40, 30, 1)
+    np.testing.assert_array_equal(to_tensor(colour.solarize(image)), tv.solarize(to_tensor(image), 128))
+
+    class Fixed:
+        def uniform(self, low: float, high: float) -> float:
+            assert (low, high) == colour.BLUR_SIGMA_PX
+            return 1.5
+
+    generator = Mock(spec=np.random.Generator, uniform=Fixed().uniform)
+    for channels in (1, 2, 3):
+        image = picture(40, 30, channels)
+        expected = tv.gaussian_blur(to_tensor(image), [13, 13], [1.5, 1.5])[:, 7:-7, 7:-7].float()
+        blurred = to_tensor(colour.blur(image, generator))[:, 7:-7, 7:-7].float()
+        assert (blurred - expected).abs().mean() < 2  # Pillow's is three box filters
+        assert to_tensor(image).float().std() > 1.5 * blurred.std() or channels == 3
+
+
+def test_grey_views_keep_one_grey():
+    image = np.repeat(picture(30, 30, 1), 2, axis=2)
+    for seed in range(10):
+        view = training_view(image, (20, 20), Data(augmentation="strong"), np.random.default_rng(seed))
+        np.testing.assert_array_equal(view[0], view[1])
+
+
+class Pictures:
+    """A source of given images; None cannot be read."""
+
+    def __init__(self, images: list[np.ndarray | None]) -> None:
+        self.images = images
+        self.spec, self.labels, self.classes = "pictures", None, []
+        self.channels = next((image.shape[2] for image in images if image is not None), 1)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def load(self, index: int) -> np.ndarray:
+        image = self.images[index]
+        if image is None:
+            raise DecodeError(self.path(index), "made unreadable")
+        return image
+
+    def path(self, index: int) -> str:
+        return f"pictures/{index}"
+
+
+def level(value: int, side: int, channels: int = 1) -> np.ndarray:
+    return np.full((side, side, channels), value, np.uint8)
+
+
+def test_normalization_of_known_pixels():
+    half = level(0, 10, 2)
+    half[:5, :, 0] = 255
+    mean, std = measure_normalization(Pictures([half]), 10)
+    assert mean == pytest.approx([0.5, 0]) and std == pytest.approx([0.5, 1 / 255])
+    mean, std = measure_normalization(Pictures([level(51, 3), None, level(153, 2000)]), 10)  # big and small weigh the same
+    assert mean == pytest.approx([0.4]) and std == pytest.approx([0.2])
+    with pytest.raises(DecodeError, match="pictures: none of 2 images can be read"):
+        measure_normalization(Pictures([None, None]), 5)
+
+
+def test_normalization_looks_at_so_many_images_spread_evenly():
+    mean, _ = measure_normalization(Pictures([level(value, 2) for value in range(101)]), 3)
+    assert mean == pytest.approx([50 / 255])
+    images = [picture(40, 30, seed=seed) for seed in range(8)]
+    everything = np.concatenate([image.reshape(-1, 3) for image in images]) / 255
+    mean, std = measure_normalization(Pictures(images), 8)
+    np.testing.assert_allclose(mean, everything.mean(axis=0))
+    np.testing.assert_allclose(std, everything.std(axis=0))
