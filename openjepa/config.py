@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-# width, depth, heads, MLP ratio: ViT table 1 (arXiv 2010.11929), DeiT's T and S (2012.12877), g/16 of I-JEPA (its MLP is 6144 wide).
+# Width, depth, heads, MLP ratio: ViT table 1 (arXiv 2010.11929), DeiT's T and S (2012.12877), I-JEPA's g/16 (MLP 6144 wide).
 ENCODERS: dict[str, tuple[int, int, int, float]] = {
     "tiny": (192, 12, 3, 4.0),
     "small": (384, 12, 6, 4.0),
@@ -241,13 +241,14 @@ class Recipe(Section):
             if value % by:
                 raise ValueError(f"{key} {value} is not a multiple of its {by} heads; try {max(value // by, 1) * by}")
             if value % 4:
-                raise ValueError(f"{key} {value} is not a multiple of 4, which sine-cosine positions need; try {value // 4 * 4 or 4}")
+                raise ValueError(f"{key} {value} is not a multiple of 4, which its positions need; try {value // 4 * 4 or 4}")
         if self.data.batch_size % self.train.accumulation_steps:
             raise ValueError(
-                f"data.batch_size {self.data.batch_size} is not a multiple of train.accumulation_steps {self.train.accumulation_steps}"
+                f"data.batch_size {self.data.batch_size} is not a multiple of "
+                f"train.accumulation_steps {self.train.accumulation_steps}"
             )
         if self.method.target_norm == "batch" and self.method.target_input != "image":
-            raise ValueError("method.target_norm batch standardises each position over the batch and needs method.target_input image")
+            raise ValueError("method.target_norm batch standardises each position over the batch: it needs target_input image")
         if (self.method.regularizer == "none") != (self.method.regularizer_weight == 0):
             raise ValueError(
                 f"method.regularizer {self.method.regularizer} does not go with method.regularizer_weight "
