@@ -1,0 +1,221 @@
+"""Charts of a run: loss, schedules, gradient norm, health and accuracies, each as inline SVG with its words beside it.
+
+A chart takes rows of metrics.jsonl as they are. A value that is missing, null or not finite leaves a gap in its line and is
+counted in the chart's note; a chart of which no row has a value is not made (the page says so in words).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+
+from openjepa.records import Row
+from openjepa.report import svg
+from openjepa.report.tables import ProbeTable
+
+SMOOTH_FRAC = 0.05  # share of a run that the smoothed loss averages over
+LOWEST_EXPLAINED = -0.5  # an untrained predictor may be far below; the axis stops here so that the rest stays readable
+
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawn chart: its title, SVG element, key (CSS class and words of each line) and a note on what it means."""
+
+    title: str
+    svg: str
+    key: list[tuple[str, str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a chart over steps, in the page's colour `number` (1 to 4); a faint one lies behind."""
+
+    label: str
+    steps: Values
+    values: Values
+    number: int = 1
+    is_faint: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a chart shows: (metric, its word in the key) per line, and how its axis runs."""
+
+    name: str
+    title: str
+    metrics: tuple[tuple[str, str], ...]
+    note: str
+    threshold_words: str = ""
+    is_log: bool = False
+    bottom: float | None = None
+    top: float | None = None
+
+
+HEALTH_PLANS = (
+    Plan("rank", "Effective rank", (("effective_rank_pooled", "pooled"), ("effective_rank_patches", "patches")),
+         "How many directions the features use (RankMe). A fall towards 1 is collapse.", "collapsed below", bottom=0),
+    Plan("explained", "Explained variance of the targets", (("explained_variance", "explained variance"),),
+         "1 is a perfect prediction, 0 no better than the mean target.", "not learning yet below", top=1),
+    Plan("cosine", "Cosine between images", (("image_cosine", "mean cosine"),),
+         "1: all images look alike to the encoder.", "collapsed above", top=1),
+    Plan("std", "Feature standard deviation", (("feature_std", "standard deviation"),),
+         "Spread of the pooled features over images, mean over their dimensions.", bottom=0),
+    Plan("variance", "Feature variance", (("feature_variance", "variance"),),
+         "Mean variance of the pooled features over images.", "collapsing below", is_log=True),
+    Plan("drift", "Context-target drift", (("context_target_drift", "1 - cosine"),),
+         "How far the context encoder has moved from its running average, the target encoder.", bottom=0),
+)  # fmt: skip
+TRAINING_PLANS = (
+    Plan("regularizer", "Regulariser", (("regularizer", "regulariser"),), "The anti-collapse term, without its weight."),
+    Plan("gradient", "Gradient norm", (("grad_norm", "gradient norm"),), "Before clipping.", "warns above", is_log=True),
+)
+PROBE_PLANS = (
+    Plan("probe", "20-NN accuracy during training", (("knn", "this encoder"), ("knn_random_encoder", "random encoder"),
+                                                     ("knn_raw_pixels", "raw pixels")),
+         "Context encoder, on the labelled images given to the run."),
+)  # fmt: skip
+SCHEDULE_PLANS = (
+    Plan("lr", "Learning rate", (("lr", "learning rate"),), "", bottom=0),
+    Plan("decay", "Weight decay", (("weight_decay", "weight decay"),), "", bottom=0),
+    Plan("momentum", "Momentum of the target encoder", (("momentum", "momentum"),), ""),
+)
+
+
+def draw_loss(rows: Sequence[Row]) -> Chart | None:
+    """The training loss as logged and smoothed; None if no row has one."""
+    raw = _line(rows, "loss", "each logged step")
+    if raw is None:
+        return None
+    width = max(int(len(rows) * SMOOTH_FRAC), 1)
+    lines = [Line("each logged step", raw.steps, raw.values, 1, is_faint=True)]
+    if width > 1:
+        lines.append(Line(f"mean of {width} logged steps", raw.steps, smooth(raw.values, width), 1))
+    else:
+        lines = [Line("loss", raw.steps, raw.values, 1)]
+    plan = Plan("loss", "Training loss", (), "Targets move as the encoder learns, so the loss may rise in a good run.")
+    return _draw(plan, lines, None)
+
+
+def draw_plans(plans: Sequence[Plan], rows: Sequence[Row], thresholds: Mapping[str, float]) -> list[Chart]:
+    """The charts of those plans that the rows have values for; thresholds are keyed by metric."""
+    charts = []
+    for plan in plans:
+        lines = []
+        for number, (metric, word) in enumerate(plan.metrics, start=1):
+            line = _line(rows, metric, word, number)
+            lines += [line] if line is not None else []
+        if lines:
+            charts.append(_draw(plan, lines, thresholds.get(plan.metrics[0][0])))
+    return charts
+
+
+def name_unmeasured(plans: Sequence[Plan], rows: Sequence[Row]) -> list[str]:
+    """Titles, in lower case, of the charts that the rows have no value for."""
+    return [plan.title.lower() for plan in plans if all(_line(rows, metric, word) is None for metric, word in plan.metrics)]
+
+
+def draw_accuracies(table: ProbeTable, name: str) -> Chart | None:
+    """Every accuracy of a probe table as a dot with its interval, encoders below one another; None if there are none."""
+    rows = [row for row in table.rows if any(row[2])]
+    if not rows:
+        return None
+    figure, axes = svg.new_axes((4.2, 0.7 + 0.42 * len(rows)))
+    spread = 0.26
+    key = []
+    for number, (_, column) in enumerate(table.columns):
+        colour = svg.LINES[number % len(svg.LINES)]
+        found = [(place, score) for place, (_, _, cells) in enumerate(rows) for score in cells[number]]
+        for place, score in found:
+            height = place + spread * (number - (len(table.columns) - 1) / 2)
+            if score.low is not None and score.high is not None:
+                axes.hlines(height, 100 * score.low, 100 * score.high, color=colour, linewidth=1.6)
+            axes.plot(100 * score.accuracy, height, "o", color=colour, markersize=4.5)
+        key += [(f"line-{number % len(svg.LINES) + 1}", column)] if found else []
+    axes.set_yticks(range(len(rows)), [label for _, label, _ in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(False, axis="y")
+    axes.grid(True, axis="x", color=svg.GRID, linewidth=0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.set_xlabel("accuracy, per cent", color=svg.MUTED, fontsize=svg.FONT_POINTS)
+    return Chart("Accuracy with its interval", svg.to_svg(figure, name, "accuracies of the table beside, with intervals"), key)
+
+
+def smooth(values: Values, width: int) -> Values:
+    """Centred mean over `width` values, shorter at both ends; values that are not finite are left out of it."""
+    if width < 2:
+        return values
+    finite = np.isfinite(values)
+    ones = np.ones(width)
+    middle = slice((width - 1) // 2, (width - 1) // 2 + len(values))
+    total = np.convolve(np.where(finite, values, 0.0), ones)[middle]
+    count = np.convolve(finite.astype(np.float64), ones)[middle]
+    means: Values = np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
+    return means
+
+
+def _line(rows: Sequence[Row], metric: str, label: str, number: int = 1) -> Line | None:
+    """The metric over steps, NaN where a row's value is not a finite number; None if no row has it."""
+    pairs = [(row["step"], row[metric]) for row in rows if metric in row and "step" in row]
+    values = np.array([value if isinstance(value, int | float) else math.nan for _, value in pairs], dtype=np.float64)
+    values[~np.isfinite(values)] = np.nan
+    if not np.isfinite(values).any():
+        return None
+    return Line(label, np.array([step for step, _ in pairs], dtype=np.float64), values, number)
+
+
+def _draw(plan: Plan, lines: Sequence[Line], threshold: float | None) -> Chart:
+    figure, axes = svg.new_axes()
+    for line in lines:
+        is_point = np.isfinite(line.values).sum() == 1
+        axes.plot(line.steps, line.values, color=svg.LINES[line.number - 1], linewidth=0.7 if line.is_faint else 1.5,
+                  alpha=0.4 if line.is_faint else 1.0, marker="o" if is_point else "", markersize=4)  # fmt: skip
+    svg.label_steps(axes)
+    _set_range(axes, plan, lines, threshold)
+    key = [(f"line-{line.number}" + (" faint" if line.is_faint else ""), line.label) for line in lines]
+    if threshold is not None:
+        axes.axhline(threshold, color=svg.ALARM, linewidth=1.0, linestyle=(0, (4, 3)))
+        key.append(("alarm", f"{plan.threshold_words} {threshold:g}"))
+    gaps = sum(int(np.isnan(line.values).sum()) for line in lines if not line.is_faint)
+    note = plan.note + (f" {gaps} value{'s are' if gaps > 1 else ' is'} missing or not finite." if gaps else "")
+    if plan.name == "explained" and min(np.nanmin(line.values) for line in lines) < LOWEST_EXPLAINED:
+        note += f" The axis stops at {LOWEST_EXPLAINED:g}."
+    label = f"{plan.title} over steps: " + ", ".join(f"{line.label} ends at {_last(line.values):.3g}" for line in lines)
+    return Chart(plan.title, svg.to_svg(figure, plan.name, label), key if len(key) > 1 else [], note.strip())
+
+
+def _set_range(axes: Axes, plan: Plan, lines: Sequence[Line], threshold: float | None) -> None:
+    """A range that shows lines and threshold, does not zoom into rounding noise, and keeps ticks few."""
+    everything = np.concatenate([line.values[np.isfinite(line.values)] for line in lines])
+    low, high = float(everything.min()), float(everything.max())
+    if plan.name == "explained":
+        low = max(low, LOWEST_EXPLAINED)
+    shown = [low, high] + [value for value in (threshold, plan.bottom, plan.top) if value is not None]
+    low, high = min(shown), max(shown)
+    if plan.is_log and low > 0:
+        axes.set_yscale("log")
+        axes.set_ylim(low / 1.5, high * 1.5)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: svg.short_number(value)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 30 else (1.0, 2.0, 5.0), numticks=6))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_minor_locator(LogLocator(subs=(), numticks=2))
+    else:
+        plain = ScalarFormatter(useOffset=False)
+        plain.set_scientific(False)
+        size = max(abs(high), abs(low), 1e-12)
+        span = high - low if high - low > 1e-6 * size else 0.2 * size
+        axes.set_ylim(low - (0.0 if low == plan.bottom else 0.05 * span), high + 0.05 * span)
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+        axes.yaxis.set_major_formatter(plain)
+
+
+def _last(values: Values) -> float:
+    return float(values[np.isfinite(values)][-1])

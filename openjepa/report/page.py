@@ -1,0 +1,177 @@
+"""The report: one self-contained RUN/report.html from a run folder's plain files, written whole or not at all.
+
+Whatever is missing is said in words. Every word that comes from files passes through Jinja2's autoescape; only our own SVG does
+not. The page loads nothing: its policy allows inline styles and data: images and nothing else. Model pictures are handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from openjepa.config import build_recipe
+from openjepa.records import Row, RunFolder, read_json, write_atomic
+from openjepa.report import figures, pictures, tables, words
+from openjepa.report.masks import MaskSheet, draw_sheet
+from openjepa.report.pictures import Pictures
+
+NUM_SKIPPED_SHOWN = 10
+PICTURE_PX = 112  # least height of a PCA map; browsers enlarge from there without blur
+
+
+def build_report(run: RunFolder, shown: Pictures | None = None, thresholds: Mapping[str, float] | None = None) -> Path:
+    """Write RUN/report.html and give its path.
+
+    shown holds what needs the model; thresholds are the verdict's levels, keyed by metric (effective_rank_pooled, image_cosine,
+    explained_variance, feature_variance, grad_norm). Raises ValueError if the folder holds no run or run.json is damaged.
+    """
+    facts = run.read_run()
+    shown, thresholds = shown or Pictures(), thresholds or {}
+    train_rows, health_rows = run.read_metrics("train"), run.read_metrics("health")
+    records, unreadable = read_records(run)
+    probe_tables = tables.tabulate_probes([record for _, record in records])
+    verdict, verdict_problem = _read_verdict(run)
+    skipped = read_skipped(run)
+    sheet, mask_problem = _draw_masks(facts)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((resources.files("openjepa.report") / "template.html").read_text("utf-8"))
+    html = template.render(
+        name=str(facts.get("name") or run.path.name),
+        data=str(facts.get("data", "data not recorded")),
+        folder=str(run.path),
+        verdict=words.word_verdict(verdict, health_rows),
+        verdict_problem=verdict_problem,
+        tables=[
+            (table, _mark_chart(figures.draw_accuracies(table, f"table-{place}"))) for place, table in enumerate(probe_tables)
+        ],
+        records=records,
+        unreadable=unreadable,
+        observations=words.observe(probe_tables, train_rows, health_rows, thresholds),
+        curves=_draw_curves(run, train_rows, health_rows, thresholds),
+        sheet=sheet,
+        coverage=[(title, Markup(drawing)) for title, drawing in sheet.maps] if sheet else [],
+        colours={"context": pictures.CONTEXT, "targets": pictures.TARGETS, "unseen": pictures.UNSEEN},
+        mask_problem=mask_problem,
+        maps=_map_patches(shown),
+        neighbours=_show_neighbours(shown),
+        encoder=shown.encoder,
+        facts=tables.list_facts(facts, train_rows, len(skipped)),
+        recipe=yaml.safe_dump(facts["recipe"], sort_keys=False, width=100) if "recipe" in facts else None,
+        skipped=skipped,
+        num_skipped_shown=NUM_SKIPPED_SHOWN,
+    )
+    write_atomic(run.report, html.encode("utf-8", "backslashreplace"))  # a file name may hold bytes that are no text
+    return run.report
+
+
+def read_records(run: RunFolder) -> tuple[list[tuple[str, Row]], list[str]]:
+    """Evaluation records as (file name, record), and one line for each file that cannot be shown."""
+    records, unreadable = [], []
+    for path in sorted(run.evals.glob("*.json")):
+        try:
+            record = read_json(path)
+        except ValueError:
+            unreadable.append(f"{path.name}: not a JSON object")
+            continue
+        problem = tables.check_record(record)
+        if problem:
+            unreadable.append(f"{path.name}: {problem}")
+        else:
+            records.append((path.name, record))
+    return records, unreadable
+
+
+def read_skipped(run: RunFolder) -> list[tuple[str, str]]:
+    """Path and reason of each unreadable image file, each path once."""
+    if not run.skipped.is_file():
+        return []
+    lines = run.skipped.read_text("utf-8", errors="backslashreplace").split("\n")
+    pairs = [line.partition("\t") for line in lines if line]
+    return list({path: reason for path, _, reason in pairs}.items())
+
+
+def _read_verdict(run: RunFolder) -> tuple[Row | None, str]:
+    """verdict.json, or None and why."""
+    if not run.verdict_json.is_file():
+        return None, ""
+    try:
+        return read_json(run.verdict_json), ""
+    except ValueError:
+        return None, "verdict.json is damaged."
+
+
+def _draw_masks(facts: Row) -> tuple[MaskSheet | None, str]:
+    """Masks drawn with the run's recipe, or None and why there are none."""
+    if "recipe" not in facts:
+        return None, "run.json holds no recipe, so there are no masks to draw."
+    try:
+        recipe = build_recipe(facts["recipe"], where="run.json")
+        return draw_sheet(recipe.mask, recipe.grid, seed=recipe.train.seed), ""
+    except ValueError as error:
+        return None, f"No masks can be drawn: {error}"
+
+
+def _draw_curves(
+    run: RunFolder, train_rows: list[Row], health_rows: list[Row], thresholds: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Groups of charts, each with a heading and words on what was not measured."""
+    probe = figures.draw_plans(figures.PROBE_PLANS, run.read_metrics("probe"), {})
+    loss = figures.draw_loss(train_rows)
+    training = ([loss] if loss else []) + figures.draw_plans(figures.TRAINING_PLANS, train_rows, thresholds)
+    health = figures.draw_plans(figures.HEALTH_PLANS, health_rows, thresholds) + probe
+    schedules = figures.draw_plans(figures.SCHEDULE_PLANS, train_rows, {})
+    missing = figures.name_unmeasured(figures.HEALTH_PLANS, health_rows) if health_rows else []
+    groups = (
+        ("Training", training, "" if loss else "No training step has been logged yet."),
+        ("Health", health, f"Not measured: {', '.join(missing)}." if missing else "" if health_rows else "Not measured yet."),
+        ("Schedules", schedules, "" if schedules else "No training step has been logged yet."),
+    )
+    return [
+        {"title": title, "charts": [_mark_chart(chart) for chart in charts], "missing": text} for title, charts, text in groups
+    ]
+
+
+def _mark_chart(chart: figures.Chart | None) -> tuple[figures.Chart, Markup] | None:
+    """The chart with its SVG marked as safe: it is our own and holds no word from a file but through matplotlib's escape."""
+    return None if chart is None else (chart, Markup(chart.svg))
+
+
+def _map_patches(shown: Pictures) -> dict[str, Any]:
+    """Image and PCA map side by side as data addresses, or why there are none."""
+    if shown.pca_images is None or shown.pca_patches is None:
+        return {"pairs": [], "problem": "No patch features were given to this report."}
+    try:
+        colours = pictures.colour_patches(np.asarray(shown.pca_patches))
+    except ValueError as error:
+        return {"pairs": [], "problem": f"No maps: {error}."}
+    pairs = []
+    for image, colour in zip(shown.pca_images, colours, strict=True):
+        small = pictures.thumbnail(image)
+        pairs.append((pictures.to_data_uri(small), pictures.to_data_uri(pictures.enlarge(colour, max(len(small), PICTURE_PX)))))
+    return {"pairs": pairs, "problem": ""}
+
+
+def _show_neighbours(shown: Pictures) -> dict[str, Any]:
+    """Rows of a query and its neighbours, or why there are none."""
+    found = shown.neighbours
+    if found is None:
+        return {"rows": [], "problem": "No neighbours were given to this report.", "summary": ""}
+    rows = []
+    for query, images in enumerate(found.neighbour_images):
+        cells = []
+        for place, image in enumerate(images):
+            is_match = None if found.match_mask is None else bool(found.match_mask[query][place])
+            cosine = None if found.cosines is None else float(found.cosines[query][place])
+            cells.append({"uri": pictures.to_data_uri(pictures.thumbnail(image)), "is_match": is_match, "cosine": cosine})
+        rows.append({"query": pictures.to_data_uri(pictures.thumbnail(found.query_images[query])), "cells": cells})
+    if found.match_mask is None:
+        return {"rows": rows, "problem": "", "summary": ""}
+    matches, total = int(found.match_mask.sum()), found.match_mask.size
+    return {"rows": rows, "problem": "", "summary": f"{matches} of the {total} neighbours shown have their query's class."}

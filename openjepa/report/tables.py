@@ -1,0 +1,212 @@
+"""Tables of the report: the probe table from evals/*.json, and the facts of a run from run.json.
+
+Numbers are the records' own, rounded to a tenth of a point; nothing is recomputed. Records of different training or test data
+go into tables of their own, because their accuracies do not compare.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from openjepa.records import Row
+
+ENCODERS = {"pixels": "Raw pixels", "random": "Random encoder", "context": "Context encoder", "target": "Target encoder"}
+PROTOCOLS = {"knn": "20-NN", "linear": "Linear probe"}
+
+
+@dataclass(frozen=True)
+class Score:
+    """An accuracy in [0, 1] with its interval; None where the record holds none."""
+
+    accuracy: float
+    low: float | None
+    high: float | None
+    seed: Any = None
+
+    @property
+    def percent(self) -> str:
+        """Accuracy in per cent, to a tenth."""
+        return f"{100 * self.accuracy:.1f} %"
+
+    @property
+    def interval(self) -> str:
+        """The interval in per cent, or nothing."""
+        return "" if self.low is None or self.high is None else f"{100 * self.low:.1f} to {100 * self.high:.1f}"
+
+
+@dataclass(frozen=True)
+class ProbeTable:
+    """Scores by encoder (rows) and protocol (columns) on one pair of training and test data."""
+
+    train: str
+    test: str
+    sizes: str
+    columns: list[tuple[str, str]]
+    rows: list[tuple[str, str, list[list[Score]]]]
+    warnings: list[str]
+
+    def find(self, encoder: str, protocol: str) -> Score | None:
+        """The score of an encoder, the first of several seeds; None if it was not evaluated."""
+        place = [name for name, _ in self.columns].index(protocol)
+        for name, _, cells in self.rows:
+            if name == encoder and cells[place]:
+                return cells[place][0]
+        return None
+
+
+def check_record(record: Row) -> str | None:
+    """Why an evaluation record cannot be shown, or None if it can."""
+    missing = [key for key in ("encoder", "protocol", "accuracy") if key not in record]
+    if missing:
+        return f"it lacks {', '.join(missing)}"
+    if not _is_number(record["accuracy"]):
+        return f"its accuracy is {record['accuracy']!r}"
+    interval = record.get("interval")
+    if interval is not None and not (isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval))):
+        return f"its interval is {interval!r}"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def tabulate_probes(records: Sequence[Row]) -> list[ProbeTable]:
+    """One table for each pair of training and test data, in order of first appearance; the four known encoders come first."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for record in records:
+        groups.setdefault((str(record.get("train", "not recorded")), str(record.get("test", "not recorded"))), []).append(record)
+    return [_tabulate(train, test, group) for (train, test), group in groups.items()]
+
+
+def _tabulate(train: str, test: str, records: list[Row]) -> ProbeTable:
+    protocols = list(dict.fromkeys([*PROTOCOLS, *(str(record["protocol"]) for record in records)]))
+    encoders = list(dict.fromkeys([*ENCODERS, *(str(record["encoder"]) for record in records)]))
+    rows = []
+    for encoder in encoders:
+        cells = [
+            [_score(record) for record in records if (record["encoder"], record["protocol"]) == (encoder, protocol)]
+            for protocol in protocols
+        ]
+        rows.append((encoder, ENCODERS.get(encoder, encoder), cells))
+    columns = [(protocol, _name_protocol(protocol, records)) for protocol in protocols]
+    return ProbeTable(train, test, _sizes(records), columns, rows, _warnings(records))
+
+
+def _name_protocol(protocol: str, records: list[Row]) -> str:
+    """A column's heading; k-NN says the k that its records agree on."""
+    counts = {(record.get("hyper_parameters") or {}).get("k") for record in records if record["protocol"] == protocol}
+    if protocol == "knn" and counts not in (set(), {None}):
+        return f"{counts.pop()}-NN" if len(counts) == 1 else "k-NN"
+    return PROTOCOLS.get(protocol, protocol)
+
+
+def _warnings(records: list[Row]) -> list[str]:
+    """What the evaluations warned of, each once, with whose evaluation it was."""
+    found: list[str] = []
+    for record in records:
+        encoder, protocol = str(record["encoder"]), str(record["protocol"])
+        whose = f"{ENCODERS.get(encoder, encoder)}, {PROTOCOLS.get(protocol, protocol)}"
+        found += [f"{whose}: {warning}" for warning in record.get("warnings") or []]
+    return list(dict.fromkeys(found))
+
+
+def _score(record: Row) -> Score:
+    low, high = record.get("interval") or (None, None)
+    return Score(float(record["accuracy"]), low, high, record.get("seed"))
+
+
+def _sizes(records: list[Row]) -> str:
+    """How many images the probes were trained and tested on, where all records agree."""
+    words = []
+    for key, verb in (("num_train", "training"), ("num_test", "test")):
+        counts = {record.get(key) for record in records}
+        if len(counts) == 1 and isinstance(count := counts.pop(), int):
+            words.append(f"{count:,} {verb} images")
+    return ", ".join(words)
+
+
+def list_facts(run: Row, train_rows: Sequence[Row], num_skipped: int) -> list[tuple[str, str]]:
+    """What ran, on what, when and how fast, as (name, words) pairs; what is not recorded is said to be so."""
+    parameters = run.get("num_parameters") or {}
+    versions, hardware = run.get("versions") or {}, run.get("hardware") or {}
+    return [
+        ("Data", f"{run.get('data', 'not recorded')}" + (f", {run['num_images']:,} images" if "num_images" in run else "")),
+        ("Steps", _steps(run, train_rows)),
+        ("Time", _time(run)),
+        ("Speed", _speed(run, train_rows)),
+        ("Parameters", ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in parameters.items()) or "not recorded"),
+        ("Channel mean", _numbers(run.get("mean"))),
+        ("Channel standard deviation", _numbers(run.get("std"))),
+        ("Steps left out", _skipped_steps(train_rows)),
+        ("Unreadable files", f"{num_skipped:,}" if num_skipped else "none"),
+        ("Code", _git(run)),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or "not recorded"),
+        ("Hardware", _hardware(hardware)),
+    ]
+
+
+def _steps(run: Row, rows: Sequence[Row]) -> str:
+    total = run.get("total_steps")
+    last = f"last logged step {rows[-1]['step']:,}" if rows else "no step logged yet"
+    return f"{total:,} planned, {last}" if isinstance(total, int) else last
+
+
+def _time(run: Row) -> str:
+    started, finished = run.get("started"), run.get("finished")
+    if not started:
+        return "not recorded"
+    if not finished:
+        return f"started {started}, not finished"
+    try:
+        minutes = (datetime.fromisoformat(finished) - datetime.fromisoformat(started)).total_seconds() / 60
+    except (ValueError, TypeError):
+        return f"{started} to {finished}"
+    return f"{minutes:.1f} minutes, {started} to {finished}"
+
+
+def _speed(run: Row, rows: Sequence[Row]) -> str:
+    words = []
+    rates = sorted(row["images_per_s"] for row in rows if isinstance(row.get("images_per_s"), int | float))
+    if rates:
+        words.append(f"{rates[len(rates) // 2]:,.0f} images/s (median)")
+    if (wait := median_wait(rows)) is not None:
+        words.append(f"{100 * wait:.0f} % of the time waiting for data")
+    if isinstance(step_ms := run.get("measured_step_ms"), int | float):
+        words.append(f"{step_ms:,.0f} ms a step when timed at the start")
+    return "; ".join(words) or "not recorded"
+
+
+def median_wait(rows: Sequence[Row]) -> float | None:
+    """Median share of the time that training waited for data, or None if it was not logged."""
+    waits = sorted(row["data_wait_frac"] for row in rows if isinstance(row.get("data_wait_frac"), int | float))
+    return waits[len(waits) // 2] if waits else None
+
+
+def _skipped_steps(rows: Sequence[Row]) -> str:
+    count = rows[-1].get("skipped_steps") if rows else None
+    return "not recorded" if count is None else f"{count:,} (loss or gradient not finite)" if count else "none"
+
+
+def _numbers(values: Any) -> str:
+    return ", ".join(f"{value:.3f}" for value in values) if values else "not recorded"
+
+
+def _git(run: Row) -> str:
+    git = run.get("git")
+    if not git:
+        return "not in a git repository" if "git" in run else "not recorded"
+    return f"commit {git.get('commit', 'not recorded')}" + (", with uncommitted changes" if git.get("dirty") else "")
+
+
+def _hardware(hardware: Row) -> str:
+    words = [str(hardware[key]) for key in ("device", "cpu") if hardware.get(key)]
+    if hardware.get("num_cores"):
+        words.append(f"{hardware['num_cores']} cores")
+    if hardware.get("memory_gb"):
+        words.append(f"{hardware['memory_gb']:.0f} GB memory")
+    return ", ".join(words) or "not recorded"
