@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 # Width, depth, heads, MLP ratio: ViT table 1 (arXiv 2010.11929), DeiT's T and S (2012.12877), I-JEPA's g/16 (MLP 6144 wide).
 ENCODERS: dict[str, tuple[int, int, int, float]] = {
@@ -34,7 +34,7 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _refuse_yes_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _refuse_yes_for_a_number(cls, value: Any, info: Any) -> Any:
         """YAML reads yes and on as true, which would otherwise pass for the number 1."""
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise ValueError("true and false (YAML: also yes, no, on, off) do not fit here")
