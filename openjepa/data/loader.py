@@ -91,7 +91,7 @@ def training_batches(
         raise ValueError(f"data.batch_size {settings.batch_size} cannot be shared evenly by {world_size} processes")
     assert source.channels == settings.channels, (source.channels, settings.channels)
     steps = _Steps(source, settings, mask, grid, seed, rank, world_size)
-    loader = _make_loader(steps, range(start_step, total_steps), settings.workers)
+    loader = _make_loader(steps, range(start_step, total_steps), settings.workers, pin_memory=torch.cuda.is_available())
     return _close_at_exit(_iterate(loader))
 
 
@@ -203,14 +203,14 @@ def _drop_empty(source: ImageSource, batches: Generator[EvaluationBatch, None, N
         )
 
 
-def _make_loader(dataset: Dataset[Item], numbers: range, workers: int) -> DataLoader[Item]:
+def _make_loader(dataset: Dataset[Item], numbers: range, workers: int, pin_memory: bool = False) -> DataLoader[Item]:
     return DataLoader(
         dataset,
         batch_size=None,  # an item is a whole batch
         sampler=numbers,
         num_workers=workers,
         prefetch_factor=PREFETCH_STEPS if workers else None,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
         worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # its own: starting workers draws a number, which must not move torch's global state
     )

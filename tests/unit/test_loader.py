@@ -1,0 +1,285 @@
+"""Batches are functions of (seed, step, rank); unreadable files are replaced; workers come and go quietly."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openjepa.config import Data, Mask
+from openjepa.data.decode import DecodeError
+from openjepa.data.loader import Batch, evaluation_batches, sample_order, training_batches
+from openjepa.data.skipped import SkippedFiles
+from openjepa.data.sources import open_source
+from openjepa.data.views import evaluation_view
+from tests.messy_folder import build_messy_folder
+
+MASK = Mask()
+SMALL = Data(image_size=28, channels=1, batch_size=6, workers=0, augmentation="strong")
+
+
+class Levels:
+    """Grey images whose level is their number; those in `broken` cannot be read."""
+
+    def __init__(self, num_images: int = 40, broken: tuple[int, ...] = ()) -> None:
+        self.num_images, self.broken = num_images, set(broken)
+        self.spec, self.channels, self.labels, self.classes = "levels", 1, None, []
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def load(self, index: int) -> np.ndarray:
+        if index in self.broken:
+            raise DecodeError(self.path(index), "made unreadable")
+        return np.full((9, 8, 1), index, np.uint8)
+
+    def path(self, index: int) -> str:
+        return f"levels/{index}.png"
+
+
+class SlowLevels(Levels):
+    """Each image takes a while."""
+
+    def load(self, index: int) -> np.ndarray:
+        time.sleep(0.01)
+        return super().load(index)
+
+
+def batches_of(source, data=SMALL, start=0, total=5, seed=3, **place) -> list[Batch]:
+    return list(training_batches(source, data, MASK, (7, 7), seed=seed, start_step=start, total_steps=total, **place))
+
+
+def fingerprint(batch: Batch) -> tuple[object, ...]:
+    masks = batch.masks
+    tensors = (batch.images, batch.image_idx, masks.context_idx, masks.context_lengths, masks.target_idx, masks.target_lengths)
+    return (batch.step, *(tensor.numpy().tobytes() for tensor in tensors), tuple(batch.skipped))
+
+
+def test_a_batch_is_what_the_method_expects():
+    source = open_source("sample:train", 1)
+    (batch,) = batches_of(source, total=1)
+    assert batch.step == 0 and batch.images.shape == (6, 1, 28, 28) and batch.images.dtype == torch.uint8
+    assert batch.image_idx.dtype == torch.int64 and batch.image_idx.tolist() == sample_order(10_000, 3, 0, 6).tolist()
+    assert batch.masks.context_idx.shape[0] == batch.masks.target_idx.shape[0] == 6 and batch.skipped == []
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing(workers, tmp_path):
+    messy = build_messy_folder(tmp_path, num_good=24)
+    source = open_source(str(messy.path), 3)
+    data = Data(image_size=32, batch_size=5, augmentation="moderate", workers=0)
+    alone = batches_of(source, data, start=1, total=8)
+    shared = batches_of(source, data.model_copy(update={"workers": workers}), start=1, total=8)
+    assert [batch.step for batch in shared] == list(range(1, 8))
+    assert any(batch.skipped for batch in shared)
+    assert [fingerprint(batch) for batch in alone] == [fingerprint(batch) for batch in shared]
+
+
+WHOLE = [fingerprint(batch) for batch in batches_of(Levels(broken=(3, 8)), total=20)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 20), st.integers(0, 20))
+def test_any_step_can_be_the_first(start, total):
+    piece = batches_of(Levels(broken=(3, 8)), start=start, total=total)
+    assert [fingerprint(batch) for batch in piece] == WHOLE[start:total]
+
+
+def test_steps_ranks_and_seeds_differ():
+    source = open_source("sample:train", 1)
+    data = SMALL.model_copy(update={"batch_size": 12})
+    first, second = batches_of(source, data, total=2)
+    other_seed = batches_of(source, data, total=1, seed=4)[0]
+    left, right = (batches_of(source, data, total=1, rank=rank, world_size=2)[0] for rank in (0, 1))
+    for one, other in ((first, second), (first, other_seed), (left, right)):
+        assert not torch.equal(one.images, other.images)
+        assert one.masks.target_idx.tolist() != other.masks.target_idx.tolist()
+
+
+def test_views_of_one_image_differ_between_epochs():
+    """One image, again and again: only the crop, the mirror and the level of brightness can differ."""
+    picture = open_source("sample:train", 1)
+    one = Levels(1)
+    one.load = lambda index: picture.load(5)
+    views = {bytes(image.numpy().tobytes()) for batch in batches_of(one, total=3) for image in batch.images}
+    assert len(views) > 15  # of 18
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
+def test_ranks_share_the_stream_without_gap_or_overlap(world_size):
+    ranks = [batches_of(Levels(), rank=rank, world_size=world_size) for rank in range(world_size)]
+    stream = [number for step in zip(*ranks, strict=True) for batch in step for number in batch.image_idx.tolist()]
+    assert stream == sample_order(40, 3, 0, 5 * 6).tolist()
+    assert all(len(batch.images) == 6 // world_size for batch in ranks[0])
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_at_once():
+    with pytest.raises(ValueError, match="batch_size 6 cannot be shared evenly by 4 processes"):
+        training_batches(Levels(), SMALL, MASK, (7, 7), seed=0, start_step=0, total_steps=1, world_size=4)
+
+
+def test_a_batch_may_be_larger_than_the_data():
+    (batch,) = batches_of(Levels(4), total=1)
+    assert sorted(batch.image_idx[:4].tolist()) == [0, 1, 2, 3] and len(batch.images) == 6
+
+
+def test_unreadable_images_are_replaced_and_named():
+    broken = (0, 5, 11)
+    data = SMALL.model_copy(update={"augmentation": "none", "batch_size": 40})
+    (batch,) = batches_of(Levels(broken=broken), data, total=1)
+    (whole,) = batches_of(Levels(), data, total=1)
+    numbers = batch.image_idx.tolist()
+    assert {path for path, _ in batch.skipped} == {"levels/0.png", "levels/5.png", "levels/11.png"}
+    assert {reason for _, reason in batch.skipped} == {"made unreadable"}
+    assert not set(numbers) & set(broken)
+    assert [int(image.max()) for image in batch.images] == numbers  # what is shown is what is named
+    replaced = [was in broken for was in whole.image_idx.tolist()]
+    assert sum(replaced) == 3
+    assert len({now for now, gone in zip(numbers, replaced, strict=True) if gone}) > 1  # not one stand-in for all
+    assert [now for now, gone in zip(numbers, replaced, strict=True) if not gone] == [
+        was for was, gone in zip(whole.image_idx.tolist(), replaced, strict=True) if not gone
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_nothing_readable_is_one_line_from_workers_too(workers):
+    with pytest.raises(DecodeError, match="^levels: 21 images in a row cannot be read; the last is levels/") as caught:
+        batches_of(Levels(broken=tuple(range(40))), SMALL.model_copy(update={"workers": workers}))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_torchs_global_generator_is_left_alone(workers):
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    batches_of(Levels(), SMALL.model_copy(update={"workers": workers}), total=2)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_closing_ends_the_workers_at_once():
+    data = SMALL.model_copy(update={"workers": 2})
+    batches = training_batches(SlowLevels(), data, MASK, (7, 7), seed=0, start_step=0, total_steps=10_000)
+    next(batches)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    start = time.perf_counter()
+    batches.close()
+    assert time.perf_counter() - start < 3
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def test_workers_live_through_ctrl_c_and_a_groups_sigterm():
+    data = SMALL.model_copy(update={"workers": 2})
+    batches = training_batches(Levels(), data, MASK, (7, 7), seed=0, start_step=0, total_steps=40)
+    steps = [next(batches).step]
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGINT)
+        os.kill(worker.pid, signal.SIGTERM)
+    steps += [batch.step for batch in batches]
+    assert steps == list(range(40))
+
+
+FORGOTTEN = """
+import sys
+from openjepa.config import Data, Mask
+from openjepa.data.loader import training_batches
+from openjepa.data.sources import open_source
+
+data = Data(image_size=28, channels=1, batch_size=4, workers=2)
+batches = training_batches(open_source("sample:test", 1), data, Mask(), (7, 7), seed=0, start_step=0, total_steps=10**6)
+next(batches)
+keep = [batches, batches]
+keep.append(keep)
+raise ValueError("something else went wrong")
+"""
+
+
+def test_a_program_that_fails_with_workers_alive_still_ends():
+    start = time.perf_counter()
+    result = subprocess.run(
+        [sys.executable, "-c", FORGOTTEN], capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2]
+    )
+    assert result.returncode == 1 and result.stderr.rstrip().endswith("something else went wrong")
+    assert time.perf_counter() - start < 30
+
+
+def test_evaluation_covers_everything_in_order():
+    source = open_source("sample:test", 3)
+    images, numbers, skipped = zip(*evaluation_batches(source, (32, 20), batch_size=300, workers=2), strict=True)
+    assert torch.cat(numbers).tolist() == list(range(2000)) and all(not pairs for pairs in skipped)
+    assert [len(part) for part in images] == [300] * 6 + [200]
+    np.testing.assert_array_equal(images[6][199].numpy(), evaluation_view(source.load(1999), (32, 20)))
+    chosen = list(evaluation_batches(source, (32, 20), indices=[7, 5, 7]))
+    assert len(chosen) == 1 and chosen[0][1].tolist() == [7, 5, 7]
+    assert torch.equal(chosen[0][0][0], chosen[0][0][2]) and torch.equal(chosen[0][0][1], images[0][5])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sets(st.integers(0, 11), max_size=11), st.integers(1, 13))
+def test_evaluation_leaves_out_what_cannot_be_read_and_no_batch_is_empty(broken, batch_size):
+    images, numbers, skipped = zip(*evaluation_batches(Levels(12, tuple(broken)), (9, 8), batch_size=batch_size), strict=True)
+    readable = [number for number in range(12) if number not in broken]
+    assert torch.cat(numbers).tolist() == readable
+    assert torch.cat(images).amax(dim=(1, 2, 3)).tolist() == readable
+    assert [path for pairs in skipped for path, _ in pairs] == [f"levels/{number}.png" for number in sorted(broken)]
+    assert all(0 < len(part) <= batch_size for part in numbers)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_of_nothing_readable(workers):
+    with pytest.raises(DecodeError, match="^levels: none of 3 images can be read; the first is levels/0.png"):
+        list(evaluation_batches(Levels(3, (0, 1, 2)), (8, 8), workers=workers))
+    assert list(evaluation_batches(Levels(3), (8, 8), indices=[])) == []
+
+
+def pair(number: int) -> tuple[str, str]:
+    return f"photos/{number}.jpg", "image file is truncated"
+
+
+def test_skipped_files_are_listed_once_and_counted_on_after_a_resume(tmp_path):
+    file = tmp_path / "skipped.txt"
+    skipped = SkippedFiles(file, 100)
+    skipped.add([])
+    assert not file.exists()
+    skipped.add([pair(1), pair(2), pair(1)])
+    skipped.add([pair(2), pair(3)])
+    assert file.read_text().splitlines() == [f"photos/{number}.jpg\timage file is truncated" for number in (1, 2, 3)]
+    resumed = SkippedFiles(file, 100)
+    resumed.add([pair(1), pair(4), pair(5)])
+    assert len(file.read_text().splitlines()) == len(resumed.reasons) == 5
+    with pytest.raises(
+        ValueError, match=r"^6 of 100 image files \(6.0 %\) cannot be read, more than 5 %: .*remove or repair"
+    ) as caught:
+        resumed.add([pair(6)])
+    assert str(file) in str(caught.value) and "photos/1.jpg (image file is truncated)" in str(caught.value)
+    assert len(file.read_text().splitlines()) == 6  # the list is complete when it stops
+
+
+def test_a_line_cut_off_by_a_kill_is_written_anew(tmp_path):
+    file = tmp_path / "skipped.txt"
+    file.write_text("photos/1.jpg\timage file is truncated\nphotos/2.jp")
+    skipped = SkippedFiles(file, 100)
+    skipped.add([pair(2)])
+    assert file.read_text().splitlines() == ["\t".join(pair(1)), "\t".join(pair(2))]
+    file.write_text("photos/1.j")
+    SkippedFiles(file, 100).add([pair(1)])
+    assert file.read_text() == "\t".join(pair(1)) + "\n"
+
+
+def test_odd_file_names_stay_one_line_each(tmp_path):
+    odd = [("a\tb.jpg", "bad\nfile"), ("new\nline.jpg", "x"), ("é ü.jpg", "y")]
+    SkippedFiles(tmp_path / "skipped.txt", 100).add(odd)
+    skipped = SkippedFiles(tmp_path / "skipped.txt", 100)
+    skipped.add(odd)
+    assert len((tmp_path / "skipped.txt").read_text("utf-8").splitlines()) == 3 == len(skipped.reasons)
