@@ -25,13 +25,14 @@ lint: $(READY)
 
 setup: $(READY)
 
-# One environment for everything, made again when what it needs changes.
+# One environment for everything, made again when what it needs changes. --no-compile saves most of a minute: Python
+# compiles the modules that are used when they are.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "OpenJEPA needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: PYTHON=python3.12 make"; exit 2; }
 	@echo "== Setting up .venv with the versions in constraints.txt: about 6 GB (PyTorch and its libraries), a few minutes"
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --disable-pip-version-check -c constraints.txt -e '.[dev,hf,onnx]'
+	.venv/bin/pip install --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev,hf,onnx]'
 	@touch $(READY)
 
 clean:

@@ -358,6 +358,9 @@ def _read_values(name_or_file: str, seen: tuple[str, ...]) -> dict[str, Any]:
         raise ValueError(f"{name_or_file}{where}: not valid YAML") from None
     if not isinstance(values, dict):
         raise ValueError(f"{name_or_file}: a recipe is a mapping of sections, found {type(values).__name__}")
+    strange = [key for key in values if not isinstance(key, str)]
+    if strange:
+        raise ValueError(f"{name_or_file}: {strange[0]!r} is not the name of a section")
     base = values.pop("extends", None)
     values.setdefault("name", Path(name_or_file).stem)
     if base is None:
