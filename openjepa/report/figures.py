@@ -62,17 +62,17 @@ class Plan:
 
 HEALTH_PLANS = (
     Plan("rank", "Effective rank", (("effective_rank_pooled", "pooled"), ("effective_rank_patches", "patches")),
-         "How many directions the features use (RankMe). A fall towards 1 is collapse.", "collapsed below", bottom=0),
+         "How many directions the features use (RankMe). A fall towards 1 is collapse.", "collapsed below", bottom=0.0),
     Plan("explained", "Explained variance of the targets", (("explained_variance", "explained variance"),),
-         "1 is a perfect prediction, 0 no better than the mean target.", "not learning yet below", top=1),
+         "1 is a perfect prediction, 0 no better than the mean target.", "not learning yet below", top=1.0),
     Plan("cosine", "Cosine between images", (("image_cosine", "mean cosine"),),
-         "1: all images look alike to the encoder.", "collapsed above", top=1),
+         "1: all images look alike to the encoder.", "collapsed above", top=1.0),
     Plan("std", "Feature standard deviation", (("feature_std", "standard deviation"),),
-         "Spread of the pooled features over images, mean over their dimensions.", bottom=0),
+         "Spread of the pooled features over images, mean over their dimensions.", bottom=0.0),
     Plan("variance", "Feature variance", (("feature_variance", "variance"),),
          "Mean variance of the pooled features over images.", "collapsing below", is_log=True),
     Plan("drift", "Context-target drift", (("context_target_drift", "1 - cosine"),),
-         "How far the context encoder has moved from its running average, the target encoder.", bottom=0),
+         "How far the context encoder has moved from its running average, the target encoder.", bottom=0.0),
 )  # fmt: skip
 TRAINING_PLANS = (
     Plan("regularizer", "Regulariser", (("regularizer", "regulariser"),), "The anti-collapse term, without its weight."),
@@ -84,8 +84,8 @@ PROBE_PLANS = (
          "Context encoder, on the labelled images given to the run."),
 )  # fmt: skip
 SCHEDULE_PLANS = (
-    Plan("lr", "Learning rate", (("lr", "learning rate"),), "", bottom=0),
-    Plan("decay", "Weight decay", (("weight_decay", "weight decay"),), "", bottom=0),
+    Plan("lr", "Learning rate", (("lr", "learning rate"),), "", bottom=0.0),
+    Plan("decay", "Weight decay", (("weight_decay", "weight decay"),), "", bottom=0.0),
     Plan("momentum", "Momentum of the target encoder", (("momentum", "momentum"),), ""),
 )
 
@@ -210,7 +210,7 @@ def _set_range(axes: Axes, plan: Plan, lines: Sequence[Line], threshold: float |
     else:
         plain = ScalarFormatter(useOffset=False)
         plain.set_scientific(False)
-        size = max(abs(high), abs(low), 1e-12)
+        size = max(abs(high), abs(low)) or 1.0
         span = high - low if high - low > 1e-6 * size else 0.2 * size
         axes.set_ylim(low - (0.0 if low == plan.bottom else 0.05 * span), high + 0.05 * span)
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))

@@ -82,8 +82,9 @@ def save_mask_picture(path: Path, settings: Mask, grid: tuple[int, int], *, titl
 
     Multiblock masks are shown unbiased and as released, side by side. Raises ValueError if the settings do not fit the grid.
     """
-    sheets = [draw_sheet(settings, grid, seed=seed, title=f"{settings.sampler} masks")]
-    if settings.sampler == "multiblock":
+    if settings.sampler != "multiblock":
+        sheets = [draw_sheet(settings, grid, seed=seed, title=f"{settings.sampler} masks")]
+    else:
         unbiased, released = (settings.model_copy(update={"fidelity": fidelity}) for fidelity in ("unbiased", "released"))
         sheets = [
             draw_sheet(unbiased, grid, seed=seed, title="unbiased: uniform in position"),

@@ -128,10 +128,11 @@ def _draw_curves(
     health = figures.draw_plans(figures.HEALTH_PLANS, health_rows, thresholds) + probe
     schedules = figures.draw_plans(figures.SCHEDULE_PLANS, train_rows, {})
     missing = figures.name_unmeasured(figures.HEALTH_PLANS, health_rows) if health_rows else []
+    nothing = "" if loss else "No logged step has a finite loss." if train_rows else "No training step has been logged yet."
     groups = (
-        ("Training", training, "" if loss else "No training step has been logged yet."),
+        ("Training", training, nothing),
         ("Health", health, f"Not measured: {', '.join(missing)}." if missing else "" if health_rows else "Not measured yet."),
-        ("Schedules", schedules, "" if schedules else "No training step has been logged yet."),
+        ("Schedules", schedules, "" if schedules else "Not logged." if train_rows else "No training step has been logged yet."),
     )
     return [
         {"title": title, "charts": [_mark_chart(chart) for chart in charts], "missing": text} for title, charts, text in groups

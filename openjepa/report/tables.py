@@ -116,7 +116,8 @@ def _warnings(records: list[Row]) -> list[str]:
 
 
 def _score(record: Row) -> Score:
-    low, high = record.get("interval") or (None, None)
+    interval = record.get("interval")
+    low, high = (None, None) if interval is None else map(float, interval)
     return Score(float(record["accuracy"]), low, high, record.get("seed"))
 
 
