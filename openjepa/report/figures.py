@@ -20,6 +20,7 @@ from openjepa.report import svg
 from openjepa.report.tables import ProbeTable
 
 SMOOTH_FRAC = 0.05  # share of a run that the smoothed loss averages over
+MAX_LABEL = 24  # letters; a longer name is cut in the chart and whole in the table
 LOWEST_EXPLAINED = -0.5  # an untrained predictor may be far below; the axis stops here so that the rest stays readable
 
 Values = npt.NDArray[np.float64]
@@ -140,7 +141,9 @@ def draw_accuracies(table: ProbeTable, name: str) -> Chart | None:
                 axes.hlines(height, 100 * score.low, 100 * score.high, color=colour, linewidth=1.6)
             axes.plot(100 * score.accuracy, height, "o", color=colour, markersize=4.5)
         key += [(f"line-{number % len(svg.LINES) + 1}", column)] if found else []
-    axes.set_yticks(range(len(rows)), [label for _, label, _ in rows])
+    axes.set_yticks(range(len(rows)), [label[:MAX_LABEL] for _, label, _ in rows])
+    for text in axes.get_yticklabels():
+        text.set_parse_math(False)  # an encoder's name comes from a file
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(False, axis="y")
     axes.grid(True, axis="x", color=svg.GRID, linewidth=0.6)
@@ -200,11 +203,11 @@ def _set_range(axes: Axes, plan: Plan, lines: Sequence[Line], threshold: float |
         low = max(low, LOWEST_EXPLAINED)
     shown = [low, high] + [value for value in (threshold, plan.bottom, plan.top) if value is not None]
     low, high = min(shown), max(shown)
-    if plan.is_log and low > 0:
+    if plan.is_log and high > 10 * low > 0:
         axes.set_yscale("log")
         axes.set_ylim(low / 1.5, high * 1.5)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: svg.short_number(value)))
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 30 else (1.0, 2.0, 5.0), numticks=6))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 30 * low else (1.0, 2.0, 5.0), numticks=6))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_minor_locator(LogLocator(subs=(), numticks=2))
     else:

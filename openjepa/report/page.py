@@ -23,7 +23,6 @@ from openjepa.report.masks import MaskSheet, draw_sheet
 from openjepa.report.pictures import Pictures
 
 NUM_SKIPPED_SHOWN = 10
-PICTURE_PX = 112  # least height of a PCA map; browsers enlarge from there without blur
 
 
 def build_report(run: RunFolder, shown: Pictures | None = None, thresholds: Mapping[str, float] | None = None) -> Path:
@@ -155,7 +154,7 @@ def _map_patches(shown: Pictures) -> dict[str, Any]:
     pairs = []
     for image, colour in zip(shown.pca_images, colours, strict=True):
         small = pictures.thumbnail(image)
-        pairs.append((pictures.to_data_uri(small), pictures.to_data_uri(pictures.enlarge(colour, max(len(small), PICTURE_PX)))))
+        pairs.append((pictures.to_data_uri(small), pictures.to_data_uri(pictures.enlarge(colour, len(small)))))
     return {"pairs": pairs, "problem": ""}
 
 

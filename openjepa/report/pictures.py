@@ -27,6 +27,7 @@ CONTEXT = (0, 114, 178)
 UNSEEN = (205, 208, 212)
 TARGETS = ((230, 159, 0), (213, 94, 0), (204, 121, 167), (240, 228, 66), (0, 158, 115))
 MAX_THUMBNAIL_PX = 192
+TINY_PX = 96  # below this a browser's smoothing would blur what there is
 PERCENTILES = (1.0, 99.0)  # a few odd patches do not wash out the others' colours
 
 
@@ -143,10 +144,12 @@ def as_rgb(image: Pixels) -> Pixels:
     return image[..., :3] if image.shape[-1] >= 3 else image[..., :1].repeat(3, axis=-1)
 
 
-def thumbnail(image: Pixels, max_px: int = MAX_THUMBNAIL_PX) -> Pixels:
-    """The image as RGB, shrunk so that its longer side is at most max_px."""
+def thumbnail(image: Pixels) -> Pixels:
+    """The image as RGB: a photo shrunk so that its longer side is at most 192 pixels, a tiny one enlarged pixel by pixel."""
+    if max(image.shape[:2]) < TINY_PX:
+        return enlarge(as_rgb(image), MAX_THUMBNAIL_PX)
     picture = Image.fromarray(np.ascontiguousarray(as_rgb(image)))
-    picture.thumbnail((max_px, max_px), Image.Resampling.BOX)
+    picture.thumbnail((MAX_THUMBNAIL_PX, MAX_THUMBNAIL_PX), Image.Resampling.BOX)
     return np.asarray(picture)
 
 

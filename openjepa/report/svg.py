@@ -41,7 +41,10 @@ def new_axes(inches: tuple[float, float] = CHART_INCHES) -> tuple[Figure, Axes]:
 
 def label_steps(axes: Axes) -> None:
     """Whole training steps along the bottom, thousands as k."""
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    low, high = axes.get_xlim()
+    if high - low < 2:  # a single step
+        axes.set_xlim((low + high) / 2 - 1, (low + high) / 2 + 1)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
     axes.set_xlabel("step", color=MUTED, fontsize=FONT_POINTS)
 

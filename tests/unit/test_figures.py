@@ -172,10 +172,11 @@ def test_any_number_of_channels_becomes_rgb(channels: int, kept: list[int]) -> N
     assert (pictures.as_rgb(image[..., 0]) == image[..., [0, 0, 0]]).all()
 
 
-def test_a_thumbnail_keeps_its_shape_and_small_images_stay_as_they_are() -> None:
+def test_a_thumbnail_keeps_its_shape_and_tiny_images_their_pixels() -> None:
     image = np.random.default_rng(0).integers(0, 256, (400, 200, 3), dtype=np.uint8)
     assert pictures.thumbnail(image).shape == (192, 96, 3)
-    assert (pictures.thumbnail(image[:50, :50]) == image[:50, :50]).all()
+    tiny = pictures.thumbnail(image[:48, :24])
+    assert (tiny == image[:48, :24].repeat(4, axis=0).repeat(4, axis=1)).all()
 
 
 def test_png_bytes_hold_the_very_pixels() -> None:
@@ -264,6 +265,13 @@ def test_ticks_of_any_range_differ_from_one_another(values: list[float]) -> None
     assert len(set(heights)) == len(heights)
     numbers = [float(text.replace("\N{MINUS SIGN}", "-")) for text in heights]
     assert numbers == sorted(numbers)
+
+
+def test_a_single_step_has_whole_steps_on_its_axis() -> None:
+    chart = figures.draw_loss([{"step": 0, "loss": 1.0}])
+    assert chart is not None
+    texts = ["".join(element.itertext()).strip() for element in parse_svg(chart.svg).iter("text")]
+    assert texts[: texts.index("step")] == ["-1", "0", "1"]
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.0, "0"), (950.0, "950"), (1200.0, "1.2k"), (12e3, "12k"), (1.5e6, "1.5M")])
