@@ -4,7 +4,8 @@ The context is the union of num_contexts rectangles; num_targets blocks are plac
 rectangle has a shape of its own. Deviations: a target's position is uniform over all places that are free and that
 add a patch to the earlier blocks (the seed tries 100 random ones and may end without a target), a later block keeps
 only patches of no earlier one (the union is the seed's, each patch is predicted once), and a context that leaves no
-room is drawn again. tests/laws/test_masks.py pins the three.
+room is drawn again; after 20 draws the targets come first and are taken out of the context rectangles.
+tests/laws/test_masks.py pins them.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ def _refuse_crowding(grid: Grid, settings: config.Mask) -> None:
     """ValueError if no draw can hold a context and num_targets blocks that each add a patch beside it.
 
     The most room is left when all context rectangles lie on one another in a corner; there, as many blocks can be
-    lined up as there are patches at which a block can end.
+    lined up as there are patches at which a block can end. For one shape that is every place it has; where several
+    shapes are mixed, a cleverer order might fit a few more blocks, and those settings are refused all the same.
     """
     context_heights, context_widths = list_shapes(grid, settings.context_scale, settings.context_aspect)
     target_shapes = list_shapes(grid, settings.target_scale, settings.target_aspect)

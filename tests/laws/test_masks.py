@@ -137,7 +137,7 @@ def _place_plainly(generator: np.random.Generator, settings: config.Mask, grid: 
 
 
 @functools.cache
-def _presence(name: str, grid: tuple[int, int], num_images: int = 16_384) -> np.ndarray:
+def _presence(name: str, grid: tuple[int, int], num_images: int = 8192) -> np.ndarray:
     """(2, images, h, w): where context and targets are, drawn in small batches so that shapes vary."""
     settings = PAPER if name == "multiblock" else SEED.model_copy(update={"sampler": name})
     present = np.zeros((2, num_images, grid[0] * grid[1]), dtype=bool)
@@ -181,7 +181,7 @@ def _first_block_shapes(settings: config.Mask, grid: tuple[int, int], num_shapes
 @pytest.mark.parametrize("name", ["multiblock", "union", "block"])
 def test_area_and_aspect_are_independent_and_uniform(name):
     """On a fine grid, where rounding to whole patches is small; contexts are small so that no shape is turned away."""
-    grid, num_shapes = (64, 64), 750
+    grid, num_shapes = (64, 64), 500
     settings = SEED.model_copy(update={"sampler": name, "context_scale": (0.02, 0.03), "target_scale": (0.05, 0.1)})
     heights, widths = _first_block_shapes(settings, grid, num_shapes)
     area, aspect = heights * widths / 64**2, widths / heights
