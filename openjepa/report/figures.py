@@ -178,9 +178,10 @@ def _line(rows: Sequence[Row], metric: str, label: str, number: int = 1) -> Line
 def _draw(plan: Plan, lines: Sequence[Line], threshold: float | None) -> Chart:
     figure, axes = svg.new_axes()
     for line in lines:
-        is_point = np.isfinite(line.values).sum() == 1
+        padded = np.pad(np.isfinite(line.values), 1)
+        alone_idx = np.flatnonzero(padded[1:-1] & ~padded[:-2] & ~padded[2:])  # between gaps, where a line would show nothing
         axes.plot(line.steps, line.values, color=svg.LINES[line.number - 1], linewidth=0.7 if line.is_faint else 1.5,
-                  alpha=0.4 if line.is_faint else 1.0, marker="o" if is_point else "", markersize=4)  # fmt: skip
+                  alpha=0.4 if line.is_faint else 1.0, marker="o", markersize=4, markevery=alone_idx.tolist())  # fmt: skip
     svg.label_steps(axes)
     _set_range(axes, plan, lines, threshold)
     key = [(f"line-{line.number}" + (" faint" if line.is_faint else ""), line.label) for line in lines]

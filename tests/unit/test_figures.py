@@ -245,6 +245,14 @@ def test_gaps_are_counted_and_charts_without_values_left_out() -> None:
     assert figures.name_unmeasured([plan], rows) == []
 
 
+@pytest.mark.parametrize(("values", "num_dots"), [([1.0], 1), ([1.0, None, 3.0, 2.0, None, 5.0], 2), ([1.0, 2.0, 3.0], 0)])
+def test_a_value_between_gaps_is_a_dot(values: list[float | None], num_dots: int) -> None:
+    plan = Plan("rank", "Rank", (("rank", "rank"),), "")
+    (chart,) = figures.draw_plans([plan], [{"step": step, "rank": value} for step, value in enumerate(values)], {})
+    dots = [element for element in parse_svg(chart.svg).iter("use") if "var(--line-1)" in element.attrib.get("style", "")]
+    assert len(dots) == num_dots
+
+
 def test_a_threshold_is_in_the_key_and_in_the_picture() -> None:
     rows = [{"step": step, "image_cosine": 0.2} for step in (0, 100)]
     plans = [plan for plan in figures.HEALTH_PLANS if plan.name == "cosine"]
