@@ -1,0 +1,111 @@
+"""Train and test features made ready for a protocol: classes matched by name, mistakes found before anything is computed.
+
+Two folders number their classes each in its own way, and a test folder may lack some, so numbers are never compared.
+Training images are put in the order of their number, so that no protocol depends on the order in which they came.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from openjepa.evals.features import Features, Integers
+from openjepa.evals.result import Result, bootstrap_interval
+
+MOST_NAMED = 5  # class names in an error
+
+
+@dataclass(frozen=True)
+class LabelledPair:
+    """Training and test features with labels that are indices into the same classes."""
+
+    train: Float[Tensor, "num_train dim"]
+    train_labels: Int[Tensor, " num_train"]
+    test: Float[Tensor, "num_test dim"]
+    test_labels: Int[Tensor, " num_test"]
+    classes: list[str]
+    warnings: list[str]
+
+    def score(
+        self,
+        protocol: str,
+        predictions: Int[Tensor, " num_test"],
+        seed: int,
+        hyper_parameters: dict[str, float | int],
+        warnings: list[str],
+    ) -> Result:
+        """The Result of predicted classes."""
+        num_test = len(self.test_labels)
+        num_correct = int((predictions == self.test_labels).sum())
+        return Result(
+            protocol=protocol,
+            accuracy=num_correct / num_test,
+            interval=bootstrap_interval(num_correct, num_test, seed),
+            num_train=len(self.train_labels),
+            num_test=num_test,
+            num_classes=len(self.classes),
+            seed=seed,
+            hyper_parameters=hyper_parameters,
+            warnings=self.warnings + warnings,
+            predictions=predictions.numpy(),
+            classes=self.classes,
+        )
+
+
+def pair_up(train: Features, test: Features) -> LabelledPair:
+    """Check and match two sets of features.
+
+    Raises ValueError if one has no labels, if training has fewer than two classes, or test has one that training lacks.
+    """
+    train_labels, test_labels, classes = align_labels(train, test)
+    assert train.pooled.shape[1] == test.pooled.shape[1], "train and test features are of different encoders"
+    order = np.argsort(train.image_idx, kind="stable")
+    warnings = [
+        f"{len(features.skipped)} images of {features.spec} could not be read" for features in (train, test) if features.skipped
+    ]
+    if train.spec == test.spec:
+        warnings.append(f"{train.spec} was used for training and for test; the accuracy says nothing about new images")
+    return LabelledPair(
+        torch.from_numpy(train.pooled[order]), torch.from_numpy(train_labels[order]),
+        torch.from_numpy(test.pooled), torch.from_numpy(test_labels), classes, warnings,
+    )  # fmt: skip
+
+
+def align_labels(train: Features, test: Features) -> tuple[Integers, Integers, list[str]]:
+    """Labels of the training (n,) and test (m,) images as indices into one list of classes: those that have a training image.
+
+    Raises ValueError as pair_up does.
+    """
+    train_names, test_names = _class_names(train), _class_names(test)
+    classes = sorted(set(train_names))
+    if len(classes) < 2:
+        raise ValueError(
+            f"{train.spec} has images of one class only, {classes[0]!r}; a classifier needs at least two sub-folders"
+        )
+    unknown = sorted(set(test_names) - set(classes))
+    if unknown:
+        raise ValueError(
+            f"{test.spec} has classes that {train.spec} has no image of: {_list_names(unknown)}; "
+            f"{train.spec} has {_list_names(classes)}; name the sub-folders alike"
+        )
+    number = {name: index for index, name in enumerate(classes)}
+    train_labels, test_labels = (np.array([number[name] for name in names], np.int64) for names in (train_names, test_names))
+    return train_labels, test_labels, classes
+
+
+def _class_names(features: Features) -> list[str]:
+    """The class name of every image."""
+    if features.labels is None:
+        raise ValueError(
+            f"{features.spec} has no labels: class sub-folders give them; put every image in one, as in {features.spec}/cat/1.jpg"
+        )
+    return [features.classes[label] for label in features.labels.tolist()]
+
+
+def _list_names(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more

@@ -1,0 +1,137 @@
+"""The linear probe against scikit-learn's logistic regression and the conditions of an optimum; how its strength is chosen."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score
+from sklearn.preprocessing import StandardScaler
+
+from openjepa.evals import linear
+from openjepa.evals.features import Features
+from openjepa.evals.linear import evaluate_linear, fit_probe, hold_out, measure_columns, measure_moments
+
+NUM_CLASSES = 5
+
+
+def make_features(spec, count, seed, dim=20, signal=1.0):
+    """Correlated features, as an encoder's are, that know a little of the class."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(NUM_CLASSES, size=count)
+    mixing = np.random.default_rng(99).standard_normal((dim, dim)) * np.logspace(0, -3, dim)
+    pooled = (generator.standard_normal((count, dim)) + signal * np.eye(dim)[labels]) @ mixing + 3
+    return Features(pooled.astype(np.float32), labels, np.arange(count), [str(number) for number in range(NUM_CLASSES)], spec)
+
+
+def standardise(features):
+    rows = torch.from_numpy(features.pooled)
+    mean, std = measure_columns(rows)
+    return (rows - mean) / std, torch.from_numpy(features.labels)
+
+
+@pytest.mark.parametrize("l2", [1e-1, 1e-3, 1e-5])
+def test_agrees_with_scikit_learn(l2):
+    rows, labels = standardise(make_features("train", 400, 0))
+    probe = fit_probe(rows, labels, NUM_CLASSES, l2, measure_moments(rows))
+    # C weighs the sum of losses against |W|^2 / 2, l2 weighs |W|^2 / 2 against their mean.
+    reference = LogisticRegression(C=1 / (len(rows) * l2), max_iter=20_000, tol=1e-8).fit(rows.double().numpy(), labels.numpy())
+    shares = torch.softmax(rows @ probe.weights.T + probe.bias, 1).numpy()
+    assert probe.converged
+    assert np.abs(shares - reference.predict_proba(rows.double().numpy())).max() < 0.01
+
+
+@pytest.mark.parametrize("l2", [1e-1, 1e-4])
+def test_the_gradient_vanishes_at_the_solution(l2):
+    rows, labels = standardise(make_features("train", 300, 0))
+    probe = fit_probe(rows, labels, NUM_CLASSES, l2, measure_moments(rows))
+    rows, weights = rows.double(), probe.weights.double()
+    errors = torch.softmax(rows @ weights.T + probe.bias.double(), 1) - torch.eye(NUM_CLASSES, dtype=torch.float64)[labels]
+    assert errors.mean(0).abs().max() < 1e-3
+    assert (errors.T @ rows / len(rows) + l2 * weights).abs().max() < 1e-3
+    assert errors.abs().mean() > 0.01  # not a perfect fit, where the gradient would vanish anyway
+
+
+def test_the_start_changes_only_the_time():
+    rows, labels = standardise(make_features("train", 300, 0))
+    moments = measure_moments(rows)
+    cold = fit_probe(rows, labels, NUM_CLASSES, 1e-2, moments)
+    warm = fit_probe(rows, labels, NUM_CLASSES, 1e-2, moments, start=fit_probe(rows, labels, NUM_CLASSES, 1.0, moments))
+    assert (warm.weights - cold.weights).abs().max() < 0.02 * cold.weights.abs().max()
+
+
+def test_accuracy_is_that_of_scikit_learn_at_the_chosen_strength():
+    train, test = make_features("train", 500, 0), make_features("test", 1000, 1)
+    result = evaluate_linear(train, test)
+    scaler = StandardScaler().fit(train.pooled.astype(np.float64))
+    reference = LogisticRegression(C=1 / (500 * result.hyper_parameters["l2"]), max_iter=20_000, tol=1e-8)
+    reference.fit(scaler.transform(train.pooled.astype(np.float64)), train.labels)
+    expected = reference.predict(scaler.transform(test.pooled.astype(np.float64)))
+    assert (result.predictions == expected).mean() > 0.99
+    assert result.accuracy == pytest.approx(accuracy_score(test.labels, expected), abs=0.01)
+    assert 0.4 < result.accuracy < 0.95
+
+
+def test_test_images_have_no_say_in_what_is_chosen():
+    train = make_features("train", 300, 0)
+    tests = [make_features("test", 200, 1), make_features("test", 100, 2, signal=0.0)]
+    first, second = (evaluate_linear(train, test) for test in tests)
+    assert first.hyper_parameters == second.hyper_parameters
+    assert np.array_equal(
+        evaluate_linear(train, replace(tests[0], labels=tests[0].labels[::-1].copy())).predictions, first.predictions
+    )
+
+
+def test_features_of_noise_get_a_stronger_penalty_than_features_of_signal():
+    noisy = evaluate_linear(make_features("a", 200, 0, dim=150, signal=0.7), make_features("b", 200, 1, dim=150, signal=0.7))
+    clear = evaluate_linear(make_features("a", 2000, 0, signal=2.0), make_features("b", 200, 1, signal=2.0))
+    assert noisy.hyper_parameters["l2"] > clear.hyper_parameters["l2"]
+
+
+def test_shift_and_scale_of_features_do_not_matter():
+    train, test = make_features("train", 300, 0), make_features("test", 300, 1)
+    scale = np.logspace(-2, 3, 20).astype(np.float32)
+    moved = [replace(features, pooled=features.pooled * scale - 5 * scale) for features in (train, test)]
+    assert (evaluate_linear(*moved).predictions == evaluate_linear(train, test).predictions).mean() > 0.99
+
+
+@given(st.lists(st.integers(1, 60), min_size=2, max_size=6), st.integers(0, 2**32 - 1))
+def test_a_tenth_of_every_class_is_held_out(counts, seed):
+    labels = torch.from_numpy(np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts)))
+    held_out_mask = hold_out(labels, seed)
+    assert 1 <= held_out_mask.sum() < len(labels)
+    assert abs(int(held_out_mask.sum()) - len(labels) / 10) <= 1
+    for label, count in enumerate(counts):
+        assert abs(int(held_out_mask[labels == label].sum()) - count / 10) < 1
+    assert torch.equal(held_out_mask, hold_out(labels, seed))
+
+
+def test_every_image_is_held_out_about_equally_often():
+    labels = torch.arange(50) % 5
+    rates = torch.stack([hold_out(labels, seed) for seed in range(2000)]).double().mean(0)
+    assert (rates - 0.1).abs().max() < 5 * (0.1 * 0.9 / 2000) ** 0.5
+
+
+def test_columns_that_do_not_vary_are_left_alone():
+    rows = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    rows[:, 1] = 0.1
+    mean, std = measure_columns(rows)
+    assert std[1] == 1
+    assert torch.allclose(std[[0, 2]], rows[:, [0, 2]].std(0, correction=0))
+    assert torch.allclose(mean, rows.mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize(("grid", "warned"), [((1e-1, 1e-2, 1e-3, 1e-4, 1e-5), False), ((10.0, 1.0), True), ((1e-4, 1e-5), True)])
+def test_a_strength_at_the_edge_of_the_grid_is_mentioned(monkeypatch, grid, warned):
+    monkeypatch.setattr(linear, "L2_STRENGTHS", grid)
+    result = evaluate_linear(make_features("train", 300, 0, dim=40), make_features("test", 100, 1, dim=40))
+    assert any("edge of the grid" in line for line in result.warnings) == warned
+
+
+def test_a_probe_that_did_not_converge_is_mentioned(monkeypatch):
+    monkeypatch.setattr(linear, "MAX_ITERATIONS", 2)
+    result = evaluate_linear(make_features("train", 300, 0), make_features("test", 100, 1))
+    assert any("not converged after 2 iterations" in line for line in result.warnings)
