@@ -135,3 +135,21 @@ def test_a_probe_that_did_not_converge_is_mentioned(monkeypatch):
     monkeypatch.setattr(linear, "MAX_ITERATIONS", 2)
     result = evaluate_linear(make_features("train", 300, 0), make_features("test", 100, 1))
     assert any("not converged after 2 iterations" in line for line in result.warnings)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(300 * 20, 1), (300 * 20 - 1, 3)])
+def test_small_problems_take_one_thread_and_give_the_others_back(monkeypatch, limit, expected):
+    seen = []
+    solve = linear.fit_probe
+    monkeypatch.setattr(linear, "ONE_THREAD_NUMBERS", limit)
+    monkeypatch.setattr(
+        linear, "fit_probe", lambda *args, **kwargs: seen.append(torch.get_num_threads()) or solve(*args, **kwargs)
+    )
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        evaluate_linear(make_features("train", 300, 0), make_features("test", 100, 1))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {expected}
