@@ -127,6 +127,13 @@ def test_bf16_is_close_and_comes_back_as_float32():
     assert cosine.min() > 0.999
 
 
+def test_an_encoder_that_ends_in_bf16_gives_float32_too():
+    encoder, source = Wobbly(), FlatSource()
+    exact, rough = (extract_features(encoder, source, precision=precision).pooled for precision in ("fp32", "bf16"))
+    assert rough.dtype == np.float32
+    assert np.allclose(rough, exact, atol=0.02)
+
+
 def test_other_channels_than_the_encoder_s_are_refused():
     with pytest.raises(ValueError, match="flat was opened with 1 channels, the encoder takes 3"):
         extract_features(RawPixels((8, 8), 3), FlatSource())

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from openjepa.evals import linear
 from openjepa.evals.features import Features
-from openjepa.evals.linear import evaluate_linear, fit_probe, hold_out, measure_columns, measure_moments
+from openjepa.evals.linear import evaluate_linear, fit_probe, hold_out, measure_columns, measure_moments, try_strengths
 
 NUM_CLASSES = 5
 
@@ -83,6 +83,16 @@ def test_test_images_have_no_say_in_what_is_chosen():
     assert np.array_equal(
         evaluate_linear(train, replace(tests[0], labels=tests[0].labels[::-1].copy())).predictions, first.predictions
     )
+
+
+def test_held_out_images_have_no_say_in_what_is_fitted():
+    rows, labels = standardise(make_features("train", 300, 0))
+    held_out_mask = hold_out(labels, 0)
+    changed = torch.where(held_out_mask, (labels + 1) % NUM_CLASSES, labels)
+    fits = [try_strengths(rows, either, NUM_CLASSES, held_out_mask, measure_moments(rows)) for either in (labels, changed)]
+    for first, second in zip(*fits, strict=False):  # the search may end elsewhere
+        assert torch.equal(first.probe.weights, second.probe.weights)
+    assert fits[0][0].accuracy != fits[1][0].accuracy
 
 
 def test_features_of_noise_get_a_stronger_penalty_than_features_of_signal():
