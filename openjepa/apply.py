@@ -109,7 +109,9 @@ def evaluate_many(
         sources = [open_source(spec, candidate.channels) for spec in (train, test)]
         for source in sources:
             _require_labels(source)
-        features: list[Features] = [extract_features(candidate, source, device=str(place)) for source in sources]
+        features: list[Features] = [
+            extract_features(candidate, source, device=str(place), label=f"{name}: {source.spec}") for source in sources
+        ]
         for protocol in protocols:
             note(f"{protocol} on {name}")
             result = PROTOCOLS[protocol](features[0], features[1], seed)
@@ -126,7 +128,9 @@ def embed(run: str | Path, data: str, out: str | Path, encoder: EncoderName = "c
     place = pick_device(device)
     loaded = load_encoder(run, encoder, str(place))
     source = open_source(data, loaded.channels)
-    return write_features(Path(out), loaded, source, encoder_name=encoder, run=str(run), device=str(place))
+    return write_features(
+        Path(out), loaded, source, encoder_name=encoder, run=str(run), device=str(place), label="embed"
+    ).num_images
 
 
 def _make_vit(recipe: Recipe) -> VisionTransformer:

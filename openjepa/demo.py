@@ -11,7 +11,7 @@ from rich.table import Table
 
 from openjepa.apply import Candidate, evaluate_many
 from openjepa.config import build_recipe, load_recipe
-from openjepa.records import RunFolder, Row
+from openjepa.records import Row, RunFolder
 from openjepa.run import pretrain
 from openjepa.summarize import write_report
 
@@ -39,8 +39,7 @@ def run_demo(out: Path, minutes: float | None) -> None:
     console.print(f"Pretraining I-JEPA on 10,000 embedded images for {recipe.train.max_minutes:g} minutes, without labels.")
     verdict = pretrain(TRAIN, recipe, out, console=console)
     console.print("Evaluating: 20 nearest neighbours and a linear probe, 10,000 labelled training and 2,000 test images.")
-    with console.status("evaluating") as status:
-        records = evaluate_many(out, list(NAMES), ["knn", "linear"], TRAIN, TEST, device="cpu", note=lambda text: status.update(text))
+    records = evaluate_many(out, list(NAMES), ["knn", "linear"], TRAIN, TEST, device="cpu", note=console.print)
     page = write_report(out)
     console.print(make_table(records))
     console.print(f"[bold]Verdict: {verdict.label}.[/bold] {verdict.reason} {verdict.advice}", highlight=False)

@@ -28,11 +28,13 @@ def examine(data: str, recipe: Recipe) -> Iterator[str]:
     coverage = measure_coverage(recipe.mask, recipe.grid)
     height, width = recipe.data.size
     yield (
-        f"recipe {recipe.name}: {height} x {width} px, {recipe.grid[0]} x {recipe.grid[1]} patches of {recipe.model.patch_size} px; "
+        f"recipe {recipe.name}: {height} x {width} px, {recipe.grid[0]} x {recipe.grid[1]} patches of "
+        f"{recipe.model.patch_size} px; "
         f"masks show {coverage.context_frac:.0%}, hide {coverage.target_frac:.0%} as targets"
     )
     if len(source) < recipe.data.batch_size:
-        yield f"only {len(source)} images for a batch of {recipe.data.batch_size}: images repeat within a batch; lower --data.batch-size"
+        batch = recipe.data.batch_size
+        yield f"only {len(source)} images for a batch of {batch}, so that images repeat within it; lower --data.batch-size"
     mean, std = find_normalization(recipe, source)
     before = _peak_memory_gb()
     step_s = measure_step_s(recipe, source, mean, std, MEASURED_S)
@@ -50,7 +52,7 @@ def describe_data(source: ImageSource) -> Iterator[str]:
         try:
             sizes.append(source.load(int(index)).shape[:2])
         except DecodeError as error:
-            unreadable.append(f"{source.path(int(index))}: {error}")
+            unreadable.append(str(error))
     kinds = Counter(Path(source.path(index)).suffix.lower() or "array" for index in range(len(source)))
     yield f"{source.spec}: {len(source)} images ({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())})"
     if source.labels is None:

@@ -83,20 +83,20 @@ def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
     best = max(row["effective_rank_pooled"] for row in rows)
     if now["skipped_in_a_row"] > 0 or not math.isfinite(now["explained_variance"]):
         return Verdict("diverging", "the loss or its gradient is not finite.", "Lower optim.lr or lengthen the warm-up.", step)
-    if now["image_cosine"] > COLLAPSED_COSINE or rank < COLLAPSED_RANK:
-        if len(rows) >= MIN_MEASUREMENTS:
-            return Verdict(
-                "collapsed",
-                f"all images look alike to the encoder: mean cosine {now['image_cosine']:.3f}, effective rank {rank:.1f}.",
-                "Start again with method.regularizer vicreg, a higher momentum.start or a lower optim.lr.",
-                step,
-            )
     if len(rows) < MIN_MEASUREMENTS:
         return Verdict("too early", f"only {len(rows)} measurements.", "Let it run; a trend needs three.", step)
+    if now["image_cosine"] > COLLAPSED_COSINE or rank < COLLAPSED_RANK:
+        return Verdict(
+            "collapsed",
+            f"all images look alike to the encoder: mean cosine {now['image_cosine']:.3f}, effective rank {rank:.1f}.",
+            "Start again with method.regularizer vicreg, a higher momentum.start or a lower optim.lr.",
+            step,
+        )
     if now["feature_variance"] < MIN_FEATURE_VARIANCE or _is_falling(rows, best):
         return Verdict(
             "collapsing",
-            f"effective rank {rank:.1f}, {rank / best:.0%} of its best ({best:.1f}); feature variance {now['feature_variance']:.3g}.",
+            f"effective rank {rank:.1f}, {rank / best:.0%} of its best ({best:.1f}); "
+            f"feature variance {now['feature_variance']:.3g}.",
             "If it keeps falling, turn on method.regularizer vicreg or raise momentum.start.",
             step,
         )
@@ -123,7 +123,8 @@ def warnings(row: dict[str, Any]) -> list[str]:
         found.append(f"step {row['step']}: gradient norm {row['grad_norm']:.1f} is above {MAX_GRAD_NORM:g}; lower optim.lr")
     if row.get("feature_variance", math.inf) < MIN_FEATURE_VARIANCE:
         found.append(
-            f"step {row['step']}: feature variance {row['feature_variance']:.2g} is below {MIN_FEATURE_VARIANCE:g}; may be collapsing"
+            f"step {row['step']}: feature variance {row['feature_variance']:.2g} is below {MIN_FEATURE_VARIANCE:g}; "
+            "may be collapsing"
         )
     return found
 

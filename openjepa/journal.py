@@ -20,8 +20,14 @@ class Journal:
 
         folder.drop_metrics_from(start_step)
         self.folder, self.console = folder, console
-        self.events = SummaryWriter(str(folder.path), purge_step=start_step)  # type: ignore[no-untyped-call]
-        columns = (TextColumn("[bold]pretrain"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+        self.events = SummaryWriter(str(folder.path), purge_step=start_step)
+        columns = (
+            TextColumn("[bold]pretrain"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+        )
         self.progress = Progress(*columns, console=console, refresh_per_second=4)
         self.task = self.progress.add_task("", total=total_steps, completed=start_step)
 
@@ -31,7 +37,7 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.progress.stop()
-        self.events.close()  # type: ignore[no-untyped-call]
+        self.events.close()
 
     def advance(self, step: int, note: str | None = None) -> None:
         """Move the bar past a step; note replaces the text beside it."""
@@ -44,7 +50,7 @@ class Journal:
         self.folder.append_metrics({"kind": kind, **row})
         for name, value in row.items():
             if isinstance(value, int | float) and name != "step":
-                self.events.add_scalar(f"{kind}/{name}", value, row["step"])  # type: ignore[no-untyped-call]
+                self.events.add_scalar(f"{kind}/{name}", value, row["step"])
 
     def say(self, text: str) -> None:
         """A line above the bar."""

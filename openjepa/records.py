@@ -78,7 +78,9 @@ class RunFolder:
     def require(self) -> None:
         """ValueError unless a run was started here."""
         if not self.exists():
-            raise ValueError(f"{self.path} is not a run folder: it has no run.json; `openjepa pretrain DATA --out {self.path}` makes one")
+            raise ValueError(
+                f"{self.path} is not a run folder: it has no run.json; `openjepa pretrain DATA --out {self.path}` makes one"
+            )
 
     def read_run(self) -> Row:
         """The contents of run.json."""

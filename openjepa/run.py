@@ -185,7 +185,9 @@ class Run:
         self.total_steps: int = facts["total_steps"]
         self.trainer = make_trainer(recipe, facts["mean"], facts["std"], self.total_steps, facts["precision"])
         if facts["precision"] != recipe.train.precision:
-            console.print(f"This CPU emulates {recipe.train.precision}, slowly: training in {facts['precision']}.", highlight=False)
+            console.print(
+                f"This CPU emulates {recipe.train.precision}, slowly: training in {facts['precision']}.", highlight=False
+            )
         self.skipped_files = SkippedFiles(folder.skipped, len(source))
         self.signals = SignalCatcher()
         self.probe: Probe | None = None
@@ -239,7 +241,9 @@ class Run:
             try:
                 self.trainer.run(batches, self.after_step)
             except ArithmeticError as error:
-                self._write_verdict(health.Verdict("diverging", f"{error}.", "Lower optim.lr or lengthen the warm-up.", self.last_step))
+                self._write_verdict(
+                    health.Verdict("diverging", f"{error}.", "Lower optim.lr or lengthen the warm-up.", self.last_step)
+                )
                 raise
         if self.signals.caught is not None and self.last_step + 1 < self.total_steps:
             raise Interrupted(self.last_step + 1, self.signals.caught)
@@ -318,9 +322,8 @@ class Run:
         row = self.probe.measure(Encoder(vit, facts["mean"], facts["std"]).to(self.trainer.device))
         self.trainer.method.train()
         self.journal.write("probe", {"step": step, "encoder": "context", **row})
-        self.journal.say(
-            f"step {step}: 20-NN {row['knn']:.1%} (untrained encoder {row['knn_random_encoder']:.1%}, raw pixels {row['knn_raw_pixels']:.1%})"
-        )
+        others = f"untrained encoder {row['knn_random_encoder']:.1%}, raw pixels {row['knn_raw_pixels']:.1%}"
+        self.journal.say(f"step {step}: 20-NN {row['knn']:.1%} ({others})")
 
     def _name_skipped_step(self, record: StepRecord) -> None:
         """Record which files were in a step whose loss or gradient was not finite."""
@@ -366,8 +369,8 @@ def pretrain(
     facts = reopen_run(recipe, source, folder, accept_changes) if resume else start_run(asked, source, folder)
     run = Run(asked, source, folder, facts, console)
     if probe_train and probe_test:
-        sources = (open_source(spec, asked.data.channels) for spec in (probe_train, probe_test))
-        run.probe = Probe(*sources, asked.data.size, asked.data.channels)
+        labelled = [open_source(spec, asked.data.channels) for spec in (probe_train, probe_test)]
+        run.probe = Probe(labelled[0], labelled[1], asked.data.size, asked.data.channels)
     if resume:
         run.resume()
         if run.start_step >= run.total_steps:

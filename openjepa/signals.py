@@ -1,4 +1,4 @@
-"""Stopping cleanly: SIGINT (Ctrl-C) and SIGTERM are noted, the step in progress ends, the state is saved. Standard library only."""
+"""Stopping cleanly: SIGINT and SIGTERM are noted, the step in progress ends, the state is saved. Standard library only."""
 
 from __future__ import annotations
 

@@ -87,7 +87,8 @@ class Trainer:
                 return
             if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
                 raise ArithmeticError(
-                    f"{MAX_SKIPPED_IN_A_ROW} steps in a row, the last being step {batch.step}, had a loss or gradient that is not finite"
+                    f"{MAX_SKIPPED_IN_A_ROW} steps in a row, the last being step {batch.step}, had a loss or gradient that is "
+                    "not finite"
                 )
             asked = time.perf_counter()
 

@@ -207,6 +207,7 @@ def _make_loader(dataset: Dataset[Item], numbers: range, workers: int, pin_memor
     return DataLoader(
         dataset,
         batch_size=None,  # an item is a whole batch
+        collate_fn=_leave_alone,  # the default would make lists of tuples
         sampler=numbers,
         num_workers=workers,
         prefetch_factor=PREFETCH_STEPS if workers else None,
@@ -214,6 +215,10 @@ def _make_loader(dataset: Dataset[Item], numbers: range, workers: int, pin_memor
         worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # its own: starting workers draws a number, which must not move torch's global state
     )
+
+
+def _leave_alone(item: Item) -> Item:
+    return item
 
 
 def _ignore_signals(_worker: int) -> None:

@@ -178,7 +178,7 @@ def _prune(folder: Path, step: int, keep: int) -> None:
             note = _read_note(path) if _note(path).exists() else None
         except ValueError:
             continue
-        if note is None or not note["permanent"] and note["bytes"] != path.stat().st_size:
+        if note is None or (not note["permanent"] and note["bytes"] != path.stat().st_size):
             _delete(path)
         elif not note["permanent"]:
             whole.append(path)

@@ -60,10 +60,8 @@ def clip_gradients(weights: list[nn.Parameter], max_norm: float | None) -> torch
 
 def state_tensors(method: nn.Module, optimizer: AdamW) -> dict[str, torch.Tensor]:
     """The optimizer's state by weight name, as `exp_avg.NAME` and so on."""
-    names = {weight: name for name, weight in method.named_parameters()}
-    return {
-        f"{key}.{names[weight]}": value for weight, state in optimizer.state.items() for key, value in state.items()
-    }
+    weights = method.named_parameters()
+    return {f"{key}.{name}": value for name, weight in weights for key, value in optimizer.state.get(weight, {}).items()}
 
 
 def load_state_tensors(method: nn.Module, optimizer: AdamW, tensors: dict[str, torch.Tensor]) -> None:
@@ -71,7 +69,7 @@ def load_state_tensors(method: nn.Module, optimizer: AdamW, tensors: dict[str, t
     weights = dict(method.named_parameters())
     for key, value in tensors.items():
         kind, _, name = key.partition(".")
-        if name not in weights or weights[name].shape != value.shape and kind != "step":
+        if name not in weights or (weights[name].shape != value.shape and kind != "step"):
             raise ValueError(f"the checkpoint's optimizer state {key} fits no weight of this model")
         moved = value if kind == "step" else value.to(weights[name].device)
         optimizer.state[weights[name]][kind] = moved

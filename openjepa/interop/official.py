@@ -13,7 +13,7 @@ PREDICTOR_NAMES = {
 
 
 def our_name(official: str) -> str:
-    """Our name for one of the release's: `encoder.x` -> `context_encoder.x`, `predictor.predictor_embed.x` -> `predictor.input_proj.x`."""
+    """Our name for one of the release's: `encoder.x` is `context_encoder.x`; the predictor's parts are in the table above."""
     part, _, name = official.partition(".")
     if part == "encoder":
         return f"context_encoder.{name}"

@@ -5,4 +5,6 @@ It also has `update_target(momentum)`, and `encoders()`, the encoders that can b
 
 from openjepa.methods.ijepa import IJEPA
 
+__all__ = ["IJEPA", "METHODS"]
+
 METHODS = {"ijepa": IJEPA}

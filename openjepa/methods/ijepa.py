@@ -81,10 +81,10 @@ class IJEPA(nn.Module):
         """s_y: the target encoder's tokens at the target blocks, of the whole image or of each block alone; float32."""
         num_blocks = masks.target_idx.shape[1]
         if self.settings.target_input == "image":
-            tokens = self.target_encoder(images).float()
+            tokens: Tensor = self.target_encoder(images).float()
             if self.settings.target_norm == "batch":
                 tokens = (tokens - tokens.mean(0)) / (tokens.var(0, unbiased=False) + 1e-5).sqrt()
-            targets = gather_tokens(tokens, masks.target_idx.flatten(1)).unflatten(1, (num_blocks, -1))
+            targets: Tensor = gather_tokens(tokens, masks.target_idx.flatten(1)).unflatten(1, (num_blocks, -1))
         else:
             repeated = images.repeat_interleave(num_blocks, dim=0)
             block_mask = real_mask(masks.target_mask.flatten(0, 1))
@@ -101,9 +101,7 @@ class IJEPA(nn.Module):
         tokens: Tensor = self.context_encoder(images, masks.context_idx, real_mask(masks.context_mask))
         return tokens
 
-    def predict(
-        self, context: Float[Tensor, "batch context dim"], masks: Masks
-    ) -> Float[Tensor, "batch blocks target dim"]:
+    def predict(self, context: Float[Tensor, "batch context dim"], masks: Masks) -> Float[Tensor, "batch blocks target dim"]:
         """s_y hat: the predictor's guess at every target token, from the context and the targets' positions."""
         context_mask, target_mask = real_mask(masks.context_mask), real_mask(masks.target_mask)
         predictions: Tensor = self.predictor(
@@ -119,7 +117,7 @@ class IJEPA(nn.Module):
     ) -> Float[Tensor, ""]:
         """Mean distance over real target tokens and width: smooth L1 with beta 1 (the release) or squared error (the paper)."""
         distance = functional.smooth_l1_loss if self.settings.loss == "smooth_l1" else functional.mse_loss
-        per_token = distance(predictions, targets, reduction="none").mean(-1)
+        per_token: Tensor = distance(predictions, targets, reduction="none").mean(-1)
         return per_token[masks.target_mask].mean()
 
     def update_target(self, momentum: float) -> None:
@@ -136,9 +134,7 @@ def real_mask(mask: Bool[Tensor, "*shape"]) -> Bool[Tensor, "*shape"] | None:
     return None if bool(mask.all()) else mask
 
 
-def mean_tokens(
-    tokens: Float[Tensor, "batch tokens dim"], mask: Bool[Tensor, "batch tokens"]
-) -> Float[Tensor, "batch dim"]:
+def mean_tokens(tokens: Float[Tensor, "batch tokens dim"], mask: Bool[Tensor, "batch tokens"]) -> Float[Tensor, "batch dim"]:
     """Mean over each image's real tokens."""
     weights = mask.unsqueeze(-1).to(tokens.dtype)
     return (tokens * weights).sum(1) / weights.sum(1)

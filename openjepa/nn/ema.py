@@ -7,13 +7,14 @@ target <- momentum * target + (1 - momentum) * context. Buffers are fixed and ar
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @torch.no_grad()
 def update_target(target: nn.Module, context: nn.Module, momentum: float) -> None:
     """Move the target's trainable weights towards the context's, in place; momentum in [0, 1]."""
     pairs = [(old, new) for old, new in zip(target.parameters(), context.parameters(), strict=True) if new.requires_grad]
-    old_weights, new_weights = [old for old, _ in pairs], [new for _, new in pairs]
+    old_weights: list[Tensor] = [old for old, _ in pairs]
+    new_weights: list[Tensor] = [new for _, new in pairs]
     torch._foreach_mul_(old_weights, momentum)
     torch._foreach_add_(old_weights, new_weights, alpha=1 - momentum)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -28,13 +28,13 @@ EXPLICIT_ATTENTION_TOKENS = 256
 
 def make_layers(width: int, depth: int, heads: int, mlp_ratio: float) -> nn.Sequential:
     """Pre-norm transformer layers with query, key and value biases and LayerNorm eps 1e-6."""
-    norm = partial(nn.LayerNorm, eps=1e-6)
+    norm: Any = partial(nn.LayerNorm, eps=1e-6)
     layers = (timm_vit.Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth))
     return nn.Sequential(*layers)
 
 
 def run_layers(
-    layers: nn.Sequential,
+    layers: Iterable[Any],
     tokens: Float[Tensor, "batch tokens width"],
     token_mask: Bool[Tensor, "batch tokens"] | None,
     checkpointing: bool = False,
@@ -52,7 +52,7 @@ def run_layers(
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, layers: Iterable[nn.Module], residual_rescale: bool = False) -> None:
+def initialise(module: nn.Module, layers: Iterable[Any], residual_rescale: bool = False) -> None:
     """Fill weights as the release effectively starts: linear and patch weights truncated normal 0.02, biases 0, norms 1 and 0.
 
     residual_rescale divides the weights that write to the residual stream by sqrt(2 * layer), layers counted from 1,
@@ -102,7 +102,7 @@ class VisionTransformer(timm_vit.VisionTransformer):
         self.size, self.patch_size, self.channels = size, patch_size, channels
         self.grid = (size[0] // patch_size, size[1] // patch_size)
         self.checkpointing = checkpointing
-        self.pos_embed.requires_grad_(False).copy_(sine_cosine_positions(self.grid, width)[None])
+        self.pos_embed: nn.Parameter = nn.Parameter(sine_cosine_positions(self.grid, width)[None], requires_grad=False)
         initialise(self, self.blocks, residual_rescale)
 
     def embed(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches dim"]:
@@ -116,7 +116,7 @@ class VisionTransformer(timm_vit.VisionTransformer):
         tokens = functional.linear(pixels, projection.weight.flatten(1), projection.bias)
         return tokens + resize_positions(self.pos_embed[0], self.grid, grid)
 
-    def forward(
+    def forward(  # type: ignore[override]  # timm's second argument is an attention mask; ours says which patches there are
         self,
         images: Float[Tensor, "batch channels height width"],
         kept_idx: Int[Tensor, "batch kept"] | None = None,
@@ -126,7 +126,8 @@ class VisionTransformer(timm_vit.VisionTransformer):
         tokens = self.embed(images)
         if kept_idx is not None:
             tokens = gather_tokens(tokens, kept_idx)
-        return self.norm(run_layers(self.blocks, tokens, kept_mask, self.checkpointing))
+        encoded: Tensor = self.norm(run_layers(self.blocks, tokens, kept_mask, self.checkpointing))
+        return encoded
 
 
 class EncoderOutput(NamedTuple):

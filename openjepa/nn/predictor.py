@@ -66,7 +66,7 @@ class Predictor(nn.Module):
             targets = targets.unflatten(1, (num_blocks, num_targets)).flatten(0, 1)
         token_mask = _join_masks(context_mask, target_mask, context_idx, target_idx, predict)
         tokens = run_layers(self.blocks, torch.cat([context, targets], dim=1), token_mask, self.checkpointing)
-        predictions = self.output_proj(self.norm(tokens[:, num_context:]))
+        predictions: Tensor = self.output_proj(self.norm(tokens[:, num_context:]))
         return predictions.reshape(-1, num_blocks, num_targets, predictions.shape[-1])
 
     def _add_positions(
