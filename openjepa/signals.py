@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
 from types import FrameType
 
 
-@dataclass(frozen=True)
 class Interrupted(Exception):
     """The run was asked to stop, saved its state and can be resumed from this step."""
 
-    step: int
-    signal_number: int
+    def __init__(self, step: int, signal_number: int) -> None:
+        super().__init__(step, signal_number)
+        self.step, self.signal_number = step, signal_number
 
 
 class SignalCatcher:

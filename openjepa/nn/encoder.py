@@ -167,8 +167,8 @@ class Encoder(nn.Module):
 
 def normalise(
     images: UInt8[Tensor, "batch channels height width"] | Float[Tensor, "batch channels height width"],
-    mean: Float[Tensor, "channels 1 1"],
-    std: Float[Tensor, "channels 1 1"],
+    mean: Float[Tensor, "statistics 1 1"],
+    std: Float[Tensor, "statistics 1 1"],
 ) -> Float[Tensor, "batch channels height width"]:
     """(image in [0, 1] - mean) / std, from uint8 or from floats already in [0, 1]."""
     if images.shape[1] != mean.shape[0]:

@@ -1,0 +1,131 @@
+"""State is one integer: a run killed -9 at random steps and resumed is bit-equal to one that was never stopped."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+STEPS = 120  # 96 images in batches of 16: an epoch is 6 steps
+KILLS = 20
+
+
+def command(data: Path, run: Path, *more: str) -> list[str]:
+    return [
+        sys.executable, "-m", "openjepa.cli", "pretrain", str(data), "--recipe", "demo", "--out", str(run),
+        "--train.max-steps", str(STEPS), "--train.max-minutes", "None", "--train.log-every-steps", "1",
+        "--data.batch-size", "16", "--data.workers", "3", "--data.augmentation", "strong", "--data.image-size", "16",
+        "--model.width", "32", "--model.depth", "2", "--model.heads", "2", "--model.predictor-width", "16",
+        "--model.predictor-heads", "2", "--mask.target-scale", "0.05", "0.1", "--mask.context-scale", "0.1", "0.2",
+        "--checkpoint.every-steps", "5", "--health.every-steps", "16", "--health.num-images", "32", *more,
+    ]  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def steps_logged(run: Path) -> int:
+    metrics = run / "metrics.jsonl"
+    return metrics.read_text().count('"kind": "train"') if metrics.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for number in range(96):
+        Image.fromarray(generator.integers(0, 256, (20, 20), dtype=np.uint8)).save(folder / f"{number:03}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("unbroken") / "run"
+    subprocess.run(command(data, run), check=True, env=environment(), capture_output=True)
+    return run
+
+
+def assert_same(run: Path, unbroken: Path) -> None:
+    name = f"step-{STEPS:08}.safetensors"
+    ours, theirs = load_file(run / "checkpoints" / name), load_file(unbroken / "checkpoints" / name)
+    assert ours.keys() == theirs.keys()
+    assert any(key.startswith("optimizer.exp_avg_sq.") for key in ours)
+    for key, value in theirs.items():
+        assert ours[key].tobytes() == value.tobytes(), key
+    losses = [
+        [
+            (row["step"], row["loss"], row["grad_norm"])
+            for row in map(json.loads, (folder / "metrics.jsonl").open())
+            if row["kind"] == "train"
+        ]
+        for folder in (run, unbroken)
+    ]
+    assert losses[0] == losses[1]
+    assert [step for step, _, _ in losses[0]] == list(range(STEPS))
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(data: Path, unbroken: Path, tmp_path: Path):
+    run, generator, killed = tmp_path / "run", random.Random(0), 0
+    while killed < KILLS:
+        more = ("--resume",) if (run / "run.json").exists() else ()
+        before = steps_logged(run)
+        if before >= STEPS - 2:
+            break
+        process = subprocess.Popen(
+            command(data, run, *more),
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        stop_at = min(generator.randint(1, 8), STEPS - 2)
+        deadline = time.monotonic() + 120
+        started = None
+        while process.poll() is None and time.monotonic() < deadline:
+            now = steps_logged(run)
+            started = now if started is None or now < started else started
+            if now - started >= stop_at:
+                break
+            time.sleep(0.002)
+        assert process.poll() is None or steps_logged(run) == STEPS, "the run died by itself"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        killed += 1
+    assert killed == KILLS
+    subprocess.run(command(data, run, "--resume"), check=True, env=environment(), capture_output=True)
+    assert_same(run, unbroken)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_cleanly(data: Path, unbroken: Path, tmp_path: Path, number: signal.Signals):
+    run = tmp_path / "run"
+    process = subprocess.Popen(command(data, run), env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while steps_logged(run) < 7 and process.poll() is None:
+        time.sleep(0.002)
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors
+    assert "Traceback" not in errors
+    assert "--resume" in errors
+    subprocess.run(command(data, run, "--resume"), check=True, env=environment(), capture_output=True)
+    assert_same(run, unbroken)
+
+
+def test_a_changed_recipe_is_named_and_stops(data: Path, unbroken: Path):
+    changed = subprocess.run(
+        [*command(data, unbroken, "--resume"), "--optim.lr", "0.5"], env=environment(), capture_output=True, text=True
+    )
+    assert changed.returncode == 2
+    assert "optim.lr 0.001 -> 0.5" in changed.stderr
+    assert "Traceback" not in changed.stderr

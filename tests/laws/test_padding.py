@@ -1,0 +1,68 @@
+"""Padding changes no result: an image alone and the same image in a batch of unequal contexts give the same numbers."""
+
+import pytest
+import torch
+
+from openjepa.config import Mask, Method, Model
+from openjepa.masks import Masks, sample_masks
+from openjepa.methods import IJEPA
+from openjepa.nn import encoder
+
+TINY = {"width": 32, "depth": 2, "heads": 2, "patch_size": 4, "predictor_width": 16, "predictor_depth": 2, "predictor_heads": 2}
+UNION = Mask(sampler="union", num_contexts=3, context_scale=(0.05, 0.15), num_targets=2, target_scale=(0.05, 0.15))
+
+
+def one(masks: Masks, image: int) -> Masks:
+    """One image's masks without padding along the context; padded targets stay within the image's longest block."""
+    return masks.split(len(masks.context_idx))[image]
+
+
+@pytest.mark.parametrize("explicit_tokens", [0, 10_000], ids=["fused attention", "explicit attention"])
+@pytest.mark.parametrize("mask", [UNION, Mask()], ids=["union", "multiblock"])
+@pytest.mark.parametrize("predict", ["joint", "per_block"])
+@pytest.mark.parametrize("target_input", ["image", "patches"])
+def test_an_image_alone_equals_it_in_a_batch(monkeypatch, mask, predict, target_input, explicit_tokens):
+    monkeypatch.setattr(encoder, "EXPLICIT_ATTENTION_TOKENS", explicit_tokens)
+    torch.manual_seed(0)
+    method = IJEPA((32, 40), 1, Model(**TINY), mask, Method(predict=predict, target_input=target_input))
+    images = torch.randn(6, 1, 32, 40)
+    masks = sample_masks(mask, method.grid, 6, seed=1, step=2)
+    assert len(set(masks.context_lengths.tolist())) > 1  # else there would be nothing to pad
+    with torch.no_grad():
+        context, targets = method.encode_context(images, masks), method.encode_targets(images, masks)
+        predictions = method.predict(context, masks)
+        for image in range(6):
+            alone = one(masks, image)
+            context_alone = method.encode_context(images[image : image + 1], alone)
+            length, blocks = int(alone.context_lengths[0]), alone.target_idx.shape[2]
+            assert context_alone.shape[1] == length
+            real = alone.target_mask[0]
+            torch.testing.assert_close(context[image, :length], context_alone[0], rtol=1e-4, atol=1e-5)
+            targets_alone = method.encode_targets(images[image : image + 1], alone)
+            torch.testing.assert_close(targets[image, :, :blocks][real], targets_alone[0][real], rtol=1e-4, atol=1e-5)
+            predictions_alone = method.predict(context_alone, alone)
+            torch.testing.assert_close(predictions[image, :, :blocks][real], predictions_alone[0][real], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", [UNION, Mask()], ids=["union", "multiblock"])
+def test_what_lies_in_padding_reaches_neither_loss_nor_gradients(mask):
+    """Moving the padded indices elsewhere changes nothing."""
+    torch.manual_seed(0)
+    method = IJEPA((32, 32), 1, Model(**TINY), mask, Method())
+    images = torch.randn(5, 1, 32, 32)
+    masks = sample_masks(mask, method.grid, 5, seed=3, step=0)
+    assert not bool(masks.context_mask.all())
+    moved = Masks(
+        torch.where(masks.context_mask, masks.context_idx, torch.full_like(masks.context_idx, 17)),
+        masks.context_lengths,
+        torch.where(masks.target_mask, masks.target_idx, torch.full_like(masks.target_idx, 3)),
+        masks.target_lengths,
+    )
+    results = []
+    for choice in (masks, moved):
+        method.zero_grad()
+        loss, _ = method(images, choice)
+        loss.backward()
+        results.append([loss.detach(), *(weight.grad.clone() for weight in method.parameters() if weight.requires_grad)])
+    for first, second in zip(*results, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)
