@@ -29,7 +29,7 @@ def run_demo(out: Path, minutes: float | None) -> None:
 
     ValueError if the folder holds something that is not a demo run.
     """
-    started, console = time.perf_counter(), Console()
+    started, console = time.perf_counter(), Console(soft_wrap=True)
     _clear(out)
     recipe = load_recipe("demo")
     if minutes is not None:
@@ -50,7 +50,7 @@ def run_demo(out: Path, minutes: float | None) -> None:
         (out / "metrics.jsonl", "every number, one JSON line a row"),
         (out / "checkpoints", "the encoders: openjepa.load_encoder(folder)"),
     ):
-        console.print(f"  {path}  {what}", highlight=False, soft_wrap=True)
+        console.print(f"  {path}  {what}", highlight=False)
 
 
 def make_table(records: list[Row]) -> Table:

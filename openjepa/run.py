@@ -352,7 +352,7 @@ def pretrain(
     None takes the recorded one. probe_train and probe_test: labelled data for a 20-NN probe while training.
     Raises ValueError (bad input), OSError (disk), ArithmeticError (ten non-finite steps in a row), Interrupted.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, soft_wrap=True)
     folder = RunFolder(out)
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
     if (probe_train is None) != (probe_test is None):
