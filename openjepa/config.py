@@ -196,7 +196,7 @@ class Checkpoint(Section):
 
 class Health(Section):
     every_steps: int = Field(default=100, ge=1)
-    """Measure rank, variance, drift and explained variance every so many steps."""
+    """Measure rank, variance, drift and explained variance every so many steps; at least ten times a run."""
     num_images: int = Field(default=256, ge=2)
     """Training images that health is measured on, the same ones throughout."""
     probe_every_steps: int = Field(default=1000, ge=1)

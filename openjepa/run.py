@@ -39,6 +39,7 @@ NORMALIZATION_IMAGES = 2000  # enough for a mean to two digits
 MEASURED_STEPS = 30  # steps timed for train.max_minutes, at most
 MEASURED_FRAC = 0.05  # and at most this share of the minutes
 WARMUP_STEPS = 3  # steps before the timing starts: caches, thread pools, data workers
+MIN_HEALTH_ROWS = 10  # a short run is measured more often than health.every_steps, or no trend could be seen
 RESERVED_FRAC = 0.03  # share of max_minutes kept for health measurements and checkpoints
 
 
@@ -183,6 +184,7 @@ class Run:
     def __init__(self, recipe: Recipe, source: ImageSource, folder: RunFolder, facts: dict[str, Any], console: Console) -> None:
         self.recipe, self.source, self.folder, self.facts, self.console = recipe, source, folder, facts, console
         self.total_steps: int = facts["total_steps"]
+        self.health_every = min(recipe.health.every_steps, max(self.total_steps // MIN_HEALTH_ROWS, 1))
         self.trainer = make_trainer(recipe, facts["mean"], facts["std"], self.total_steps, facts["precision"])
         if facts["precision"] != recipe.train.precision:
             console.print(
@@ -261,7 +263,7 @@ class Run:
             self._name_skipped_step(record)
         if step % recipe.train.log_every_steps == 0 or is_last:
             self._log(record)
-        if step % recipe.health.every_steps == 0 or is_last:
+        if step % self.health_every == 0 or is_last:
             self._measure_health(record)
         if self.probe and (is_last or (step + 1) % recipe.health.probe_every_steps == 0):
             self._measure_probe(step)
