@@ -39,7 +39,7 @@ def save_checkpoint(
     """
     assert step >= 0 and keep >= 1, (step, keep)
     path = folder / f"step-{step:08d}.safetensors"
-    metadata = {"format": "pt", "info": json.dumps(info)}
+    metadata = {"info": json.dumps(info)}  # one entry: the library writes several in no fixed order
     tensors = _own_memory(tensors)
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in folder.glob(f"{TEMPORARY}*"):  # of a process killed while saving
