@@ -69,7 +69,7 @@ def make_trainer(recipe: Recipe, mean: list[float], std: list[float], total_step
     method = make_method(recipe).to(device)
     return Trainer(
         method=method,
-        optimizer=make_optimizer(method, recipe.model.encoder_shape[1], recipe.optim),
+        optimizer=make_optimizer(method, recipe.model.encoder_shape[1], recipe.optim, fused=precision != "fp32"),
         scaler=make_scaler(device, precision),
         schedules=make_schedules(recipe, total_steps),
         device=device,

@@ -18,14 +18,17 @@ from openjepa.config import Optim
 from openjepa.engine.schedule import cosine_weight_decay
 
 
-def make_optimizer(method: nn.Module, num_layers: int, settings: Optim) -> AdamW:
-    """AdamW over the trainable weights of a method whose encoder is `context_encoder` with num_layers layers."""
+def make_optimizer(method: nn.Module, num_layers: int, settings: Optim, fused: bool = False) -> AdamW:
+    """AdamW over the trainable weights of a method whose encoder is `context_encoder` with num_layers layers.
+
+    fused: one pass over memory where there are a dozen; the same formula, of which the last bit may differ.
+    """
     members: dict[tuple[float, tuple[float, float]], list[nn.Parameter]] = defaultdict(list)
     for name, weight in method.named_parameters():
         if weight.requires_grad:
             members[group_key(name, weight.ndim, num_layers, settings)].append(weight)
     groups = [{"params": weights, "lr_scale": scale, "decay": decay} for (scale, decay), weights in members.items()]
-    return AdamW(groups, betas=settings.betas, eps=settings.eps, foreach=True)
+    return AdamW(groups, betas=settings.betas, eps=settings.eps, foreach=not fused, fused=fused)
 
 
 def group_key(name: str, num_dims: int, num_layers: int, settings: Optim) -> tuple[float, tuple[float, float]]:

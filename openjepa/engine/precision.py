@@ -49,12 +49,19 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _product_s(dtype: torch.dtype, side: int = 256) -> float:
-    """Shortest of three times of a square matrix product on the CPU, in seconds."""
-    matrix = torch.ones(side, side, dtype=dtype)
+def measure_peak(device: torch.device, precision: Precision, side: int = 2048) -> float:
+    """FLOP/s of a large square matrix product in the precision: the best that a step's products can hope for."""
+    return 2 * side**3 / _product_s(DTYPES[precision], side, device)
+
+
+def _product_s(dtype: torch.dtype, side: int = 256, device: torch.device | None = None) -> float:
+    """Shortest of three times of a square matrix product, in seconds."""
+    matrix = torch.ones(side, side, dtype=dtype, device=device)
     times = []
     for _ in range(3):
         started = time.perf_counter()
         matrix @ matrix
+        if matrix.is_cuda:
+            torch.cuda.synchronize(matrix.device)
         times.append(time.perf_counter() - started)
     return min(times)

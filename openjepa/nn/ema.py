@@ -14,6 +14,10 @@ from torch import Tensor, nn
 def update_target(target: nn.Module, context: nn.Module, momentum: float) -> None:
     """Move the target's trainable weights towards the context's, in place; momentum in [0, 1]."""
     pairs = [(old, new) for old, new in zip(target.parameters(), context.parameters(), strict=True) if new.requires_grad]
+    if pairs and pairs[0][0].device.type == "cpu":
+        for old, new in pairs:  # weight by weight: the second pass finds it in the cache
+            old.mul_(momentum).add_(new, alpha=1 - momentum)
+        return
     old_weights: list[Tensor] = [old for old, _ in pairs]
     new_weights: list[Tensor] = [new for _, new in pairs]
     torch._foreach_mul_(old_weights, momentum)

@@ -65,8 +65,9 @@ class Predictor(nn.Module):
             context = context.repeat_interleave(num_blocks, dim=0)
             targets = targets.unflatten(1, (num_blocks, num_targets)).flatten(0, 1)
         token_mask = _join_masks(context_mask, target_mask, context_idx, target_idx, predict)
-        tokens = run_layers(self.blocks, torch.cat([context, targets], dim=1), token_mask, self.checkpointing)
-        predictions: Tensor = self.output_proj(self.norm(tokens[:, num_context:]))
+        tokens = torch.cat([context, targets], dim=1)
+        predicted = run_layers(self.blocks, tokens, token_mask, self.checkpointing, first=num_context)
+        predictions: Tensor = self.output_proj(self.norm(predicted))
         return predictions.reshape(-1, num_blocks, num_targets, predictions.shape[-1])
 
     def _add_positions(

@@ -1,0 +1,96 @@
+"""Packed layers against timm's own layers on padded sequences: the same outputs and gradients at every real token."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openjepa.config import Mask, Method, Model
+from openjepa.masks import sample_masks
+from openjepa.methods import IJEPA
+from openjepa.nn import encoder as encoder_module
+from openjepa.nn.encoder import initialise, make_layers
+from openjepa.nn.packed import run_packed
+
+WIDTH = 24
+
+
+def make(depth: int, seed: int = 0) -> torch.nn.Sequential:
+    torch.manual_seed(seed)
+    layers = make_layers(WIDTH, depth, 3, 4.0)
+    initialise(layers, layers)
+    for weight in layers.parameters():
+        weight.data += 0.2 * torch.randn_like(weight)  # no bias is 0, no norm is the identity
+    return layers.double()
+
+
+def run_plain(layers, tokens, mask, first):
+    for layer in layers:
+        tokens = layer(tokens, None if mask is None else mask[:, None, None, :])
+    return tokens[:, first:]
+
+
+def answer(function, layers, tokens, mask, first):
+    """Real tokens of the answer, and the gradients of a sum over them that weighs every number differently."""
+    tokens = tokens.clone().requires_grad_()
+    output = function(layers, tokens, mask, first)
+    real = output if mask is None else output[mask[:, first:]]
+    weights = torch.linspace(0.5, 2, real.numel(), dtype=real.dtype).view_as(real)
+    return real.detach(), torch.autograd.grad((real.sin() * weights).sum(), [tokens, *layers.parameters()])
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    depth=st.integers(1, 3), first=st.integers(0, 3), places=st.integers(4, 9), seed=st.integers(0, 1000),
+    padded=st.booleans(), scattered=st.booleans(), checkpointing=st.booleans(),
+)  # fmt: skip
+def test_packed_layers_are_the_plain_ones(depth, first, places, seed, padded, scattered, checkpointing):
+    layers, generator = make(depth, seed), torch.Generator().manual_seed(seed)
+    tokens = torch.randn(4, places, WIDTH, generator=generator, dtype=torch.float64)
+    mask = None
+    if padded:
+        lengths = torch.randint(1, places + 1, (4, 1), generator=generator)
+        mask = torch.arange(places) < lengths
+        if scattered:
+            mask = mask[:, torch.randperm(places, generator=generator)]
+        mask[:, first] = True  # of every sequence something is asked for
+
+    def packed(*arguments):
+        return run_packed(*arguments, checkpointing=checkpointing)
+
+    (plain, plain_gradients), (ours, gradients) = (
+        answer(function, layers, tokens, mask, first) for function in (run_plain, packed)
+    )
+    torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-12)
+    for ours_gradient, plain_gradient in zip(gradients, plain_gradients, strict=True):
+        torch.testing.assert_close(ours_gradient, plain_gradient, rtol=1e-8, atol=1e-10)
+
+
+def test_padding_comes_out_as_zeros_and_takes_no_gradient():
+    layers, tokens = make(2), torch.randn(3, 6, WIDTH, dtype=torch.float64, requires_grad=True)
+    mask = torch.arange(6) < torch.tensor([[6], [2], [4]])
+    output = run_packed(layers, tokens, mask)
+    assert bool((output[~mask] == 0).all())
+    output.square().sum().backward()
+    assert bool((tokens.grad[~mask] == 0).all()) and bool((tokens.grad[mask] != 0).all())
+
+
+@pytest.mark.parametrize("predict", ["joint", "per_block"])
+def test_a_cpu_packs_in_reduced_precision_alone(monkeypatch, predict):
+    """In bf16 the step agrees with the plain layers in bf16; in float32 the packed ones are never called."""
+    calls = []
+    monkeypatch.setattr(encoder_module, "run_packed", lambda *given, **named: calls.append(1) or run_packed(*given, **named))
+    model = Model(width=32, depth=2, heads=2, patch_size=4, predictor_width=16, predictor_depth=2, predictor_heads=2)
+    torch.manual_seed(0)
+    method = IJEPA((32, 32), 1, model, Mask(), Method(predict=predict))
+    images, masks = torch.randn(5, 1, 32, 32), sample_masks(Mask(), (8, 8), 5, seed=3, step=0)
+    exact = method(images, masks)[0].detach()
+    assert not calls
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        packed = method(images, masks)[0].detach()
+        assert len(calls) == 3  # target encoder, context encoder, predictor
+        monkeypatch.setattr(encoder_module.torch, "is_autocast_enabled", lambda _: False)
+        plain = method(images, masks)[0].detach()
+        assert len(calls) == 3
+    assert float(packed) == pytest.approx(float(plain), rel=3e-3)
+    assert float(packed) == pytest.approx(float(exact), rel=1e-2)
