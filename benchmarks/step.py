@@ -1,6 +1,6 @@
 """Speed of a training step: images per second, share of the machine's matrix-product peak, memory, and where the time goes.
 
-    python benchmarks/step.py --recipe paper_vit_base_16 --batch 16 --dtype bf16 --steps 5 [--against fp32] [--set model.encoder=small]
+    python benchmarks/step.py --recipe paper_vit_base_16 --batch 16 --dtype bf16 --steps 5 [--against fp32] [--set KEY=VALUE]
 
 Prints one JSON line. The dtype asked for and the one it is compared with take turns, step by step, on the same images and masks;
 the peak is that of a 2048 x 2048 product at the dtype, measured between the rounds. FLOPs are those that the recipe must do

@@ -43,7 +43,7 @@ def run_packed(
     mask = torch.ones(tokens.shape[:2], dtype=torch.bool) if token_mask is None else token_mask
     layout, wanted = lay_out(mask), lay_out(mask[:, first:])
     wanted_rows = (layout.row_places % layout.places >= first).nonzero().squeeze(1)
-    rows: Tensor = Pack.apply(tokens.flatten(0, 1), layout.row_places)
+    rows = pack(tokens.flatten(0, 1), layout.row_places)
     *early, last = layers
     for layer in early:
         rows = _maybe_checkpoint(checkpointing, run_layer, layer, rows, layout)
@@ -51,7 +51,7 @@ def run_packed(
         rows = _maybe_checkpoint(checkpointing, run_layer, last, rows, layout)
     else:
         rows = _maybe_checkpoint(checkpointing, run_last_layer, last, rows, layout, wanted, wanted_rows)
-    places: Tensor = Unpack.apply(rows, wanted.row_places, wanted.sequences * wanted.places)
+    places = unpack(rows, wanted.row_places, wanted.sequences * wanted.places)
     return places.unflatten(0, (wanted.sequences, wanted.places))
 
 
@@ -67,8 +67,9 @@ def run_layer(layer: Any, rows: Float[Tensor, "rows width"], layout: Layout) -> 
     attention = layer.attn
     query, key, value = _split_heads(attention.qkv(layer.norm1(rows)), layout, 3, attention.num_heads)
     attended = _attend(query, key, value, layout.score_bias, attention.num_heads)
-    rows = rows + attention.proj(Pack.apply(attended, layout.row_places))
-    return rows + layer.mlp(layer.norm2(rows))
+    rows = rows + attention.proj(pack(attended, layout.row_places))
+    answered: Tensor = rows + layer.mlp(layer.norm2(rows))
+    return answered
 
 
 def run_last_layer(
@@ -77,19 +78,20 @@ def run_last_layer(
     """One pre-norm layer that answers only for the wanted rows; the others are keys and values alone."""
     attention, width, normed = layer.attn, rows.shape[1], layer.norm1(rows)
     weight, bias = attention.qkv.weight, attention.qkv.bias
-    queries = functional.linear(Pack.apply(normed, wanted_rows), weight[:width], bias[:width])
+    queries = functional.linear(pack(normed, wanted_rows), weight[:width], bias[:width])
     (query,) = _split_heads(queries, wanted, 1, attention.num_heads)
     key, value = _split_heads(functional.linear(normed, weight[width:], bias[width:]), layout, 2, attention.num_heads)
     attended = _attend(query, key, value, layout.score_bias, attention.num_heads)
-    rows = Pack.apply(rows, wanted_rows) + attention.proj(Pack.apply(attended, wanted.row_places))
-    return rows + layer.mlp(layer.norm2(rows))
+    rows = pack(rows, wanted_rows) + attention.proj(pack(attended, wanted.row_places))
+    answered: Tensor = rows + layer.mlp(layer.norm2(rows))
+    return answered
 
 
 def _split_heads(
     projected: Float[Tensor, "rows parts_times_width"], layout: Layout, parts: int, heads: int
 ) -> Float[Tensor, "parts sequence_heads places head_width"]:
     """Queries, keys and values of every head in padded sequences."""
-    places = Unpack.apply(projected, layout.row_places, layout.sequences * layout.places)
+    places = unpack(projected, layout.row_places, layout.sequences * layout.places)
     return places.view(layout.sequences, layout.places, parts, heads, -1).permute(2, 0, 3, 1, 4).flatten(1, 2)
 
 
@@ -108,8 +110,22 @@ def _attend(
     return attended.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
-class Pack(Function):
-    """Rows of the real places: (all places, width) -> (rows, width)."""
+def pack(places: Float[Tensor, "all_places width"], row_places: Int[Tensor, " rows"]) -> Float[Tensor, "rows width"]:
+    """The rows at these places."""
+    rows: Tensor = _Pack.apply(places, row_places)
+    return rows
+
+
+def unpack(
+    rows: Float[Tensor, "rows width"], row_places: Int[Tensor, " rows"], num_places: int
+) -> Float[Tensor, "{num_places} width"]:
+    """The rows back at their places, zeros elsewhere: the adjoint of pack."""
+    places: Tensor = _Unpack.apply(rows, row_places, num_places)
+    return places
+
+
+class _Pack(Function):
+    """Autograd would add up rows one by one, since it cannot know that every place is named once."""
 
     @staticmethod
     def forward(context: Any, places: Tensor, row_places: Tensor) -> Tensor:
@@ -123,8 +139,8 @@ class Pack(Function):
         return _scatter(gradient, row_places, context.num_places), None
 
 
-class Unpack(Function):
-    """Rows back at their places, zeros at padding: the adjoint of Pack."""
+class _Unpack(Function):
+    """Gradients are gathered, not scattered."""
 
     @staticmethod
     def forward(context: Any, rows: Tensor, row_places: Tensor, num_places: int) -> Tensor:
@@ -144,5 +160,7 @@ def _scatter(rows: Tensor, row_places: Tensor, num_places: int) -> Tensor:
 def _maybe_checkpoint(checkpointing: bool, function: Any, *arguments: Any) -> Tensor:
     """Call a function, or call it so that its activations are computed again in the backward pass."""
     if checkpointing and torch.is_grad_enabled():
-        return checkpoint(function, *arguments, use_reentrant=False)
-    return function(*arguments)
+        recomputed: Tensor = checkpoint(function, *arguments, use_reentrant=False)
+        return recomputed
+    result: Tensor = function(*arguments)
+    return result
