@@ -186,6 +186,19 @@ def doctor(images: DataSpec, recipe: str = "demo") -> None:
         print(line)
 
 
+def bench(recipe: str = "demo", data: str = "sample:train") -> None:
+    """Measure this machine: its peak, a recipe's step and loader, what holds them back, and how long the recipe would take.
+
+    Args:
+        recipe: A shipped recipe's name or a YAML file.
+        data: Images to measure with: a folder, sample:train, or fashion-mnist:FOLDER:train.
+    """
+    from openjepa.bench import measure_machine
+
+    for line in measure_machine(data, config.load_recipe(recipe)):
+        print(line, flush=True)
+
+
 def demo(out: Path = Path("runs/demo"), minutes: float | None = None) -> None:
     """Pretrain on the embedded sample, evaluate, report: what `make demo` runs.
 
@@ -204,7 +217,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         commands: dict[str, Callable[..., Any]] = {
             "pretrain": make_pretrain(_base_recipe(arguments)), "evaluate": evaluate, "embed": embed, "masks": masks,
-            "report": report, "recipes": recipes, "doctor": doctor, "demo": demo,
+            "report": report, "recipes": recipes, "doctor": doctor, "bench": bench, "demo": demo,
         }  # fmt: skip
         verb = arguments[0] if arguments else ""
         shown = {name: command if name == verb else _named_only(command) for name, command in commands.items()}

@@ -14,7 +14,8 @@ import psutil
 from openjepa.config import Recipe
 from openjepa.data.sources import DecodeError, ImageSource, open_source
 from openjepa.masks import check_masks, measure_coverage
-from openjepa.run import find_normalization, measure_step_s, plan_steps
+from openjepa.run import find_normalization, measure_step, plan_steps
+from openjepa.speed import in_words
 
 INSPECTED_IMAGES = 200  # evenly spread over the data
 MEASURED_S = 20.0  # how long steps are timed
@@ -37,10 +38,10 @@ def examine(data: str, recipe: Recipe) -> Iterator[str]:
         yield f"only {len(source)} images for a batch of {batch}, so that images repeat within it; lower --data.batch-size"
     mean, std = find_normalization(recipe, source)
     before = _peak_memory_gb()
-    step_s = measure_step_s(recipe, source, mean, std, MEASURED_S)
+    step_s = measure_step(recipe, source, mean, std, MEASURED_S).seconds
     steps = plan_steps(recipe, len(source), step_s)
     yield f"a step of {recipe.data.batch_size} images takes {step_s:.2f} s here: {recipe.data.batch_size / step_s:.1f} images/s"
-    yield f"{steps} steps, {steps * recipe.data.batch_size / len(source):.1f} epochs: about {_in_words(steps * step_s)}"
+    yield f"{steps} steps, {steps * recipe.data.batch_size / len(source):.1f} epochs: about {in_words(steps * step_s)}"
     total = psutil.virtual_memory().total / 2**30
     yield f"peak memory {_peak_memory_gb():.1f} GB of {total:.0f} GB, {_peak_memory_gb() - before:.1f} GB of it for training"
 
@@ -75,11 +76,3 @@ def _peak_memory_gb() -> float:
     """Largest resident size of this process so far, in GB of 2^30 bytes; Linux counts in KiB, macOS in bytes."""
     unit = 2**30 if sys.platform == "darwin" else 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def _in_words(seconds: float) -> str:
-    """A duration in the largest unit that fits."""
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} seconds"

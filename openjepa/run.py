@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -23,16 +23,18 @@ from openjepa.data.sources import ImageSource, open_source
 from openjepa.data.views import IMAGENET_MEAN, IMAGENET_STD, measure_normalization
 from openjepa.engine.checkpoint import find_latest, load_checkpoint, save_checkpoint
 from openjepa.engine.optim import load_state_tensors, make_optimizer, state_tensors
-from openjepa.engine.precision import Precision, choose_precision, make_scaler, pick_device
+from openjepa.engine.precision import Precision, choose_precision, make_scaler, measure_peak, pick_device
 from openjepa.engine.schedule import target_momentum, warmup_cosine
 from openjepa.journal import Journal
 from openjepa.machine import describe_machine, describe_versions, read_git_state
 from openjepa.masks import check_masks
 from openjepa.methods import IJEPA, METHODS
+from openjepa.methods.cost import count_flops
 from openjepa.monitor import HealthMonitor, Probe
 from openjepa.nn.encoder import Encoder
 from openjepa.records import RunFolder, write_json
 from openjepa.signals import Interrupted, SignalCatcher
+from openjepa.speed import describe_speed
 from openjepa.train import Schedules, StepRecord, Trainer
 
 NORMALIZATION_IMAGES = 2000  # enough for a mean to two digits
@@ -40,6 +42,7 @@ MEASURED_STEPS = 30  # steps timed for train.max_minutes, at most
 MEASURED_FRAC = 0.05  # and at most this share of the minutes
 WARMUP_STEPS = 3  # steps before the timing starts: caches, thread pools, data workers
 MIN_HEALTH_ROWS = 10  # a short run is measured more often than health.every_steps, or no trend could be seen
+SPEED_ROWS = 5  # logged steps after which a run first says how fast it is; the very first is left out, it warms up
 RESERVED_FRAC = 0.03  # share of max_minutes kept for health measurements and checkpoints
 
 
@@ -93,26 +96,34 @@ def find_normalization(recipe: Recipe, source: ImageSource) -> tuple[list[float]
     raise ValueError(f"data.normalization imagenet has no statistics for {recipe.data.channels} channels; use measured")
 
 
-def make_batches(recipe: Recipe, source: ImageSource, start_step: int, total_steps: int) -> Iterator[Batch]:
+def make_batches(recipe: Recipe, source: ImageSource, start_step: int, total_steps: int) -> Generator[Batch, None, None]:
     """The run's batches from start_step on."""
     return training_batches(
         source, recipe.data, recipe.mask, recipe.grid, seed=recipe.train.seed, start_step=start_step, total_steps=total_steps
     )
 
 
-def measure_step_s(recipe: Recipe, source: ImageSource, mean: list[float], std: list[float], max_s: float) -> float:
-    """Mean seconds of a training step with its data, on a trainer that is thrown away afterwards."""
+class StepTime(NamedTuple):
+    """Mean seconds of a training step with its data, and the share of them spent waiting for the data."""
+
+    seconds: float
+    data_wait_frac: float
+
+
+def measure_step(recipe: Recipe, source: ImageSource, mean: list[float], std: list[float], max_s: float) -> StepTime:
+    """Time some steps, on a trainer that is thrown away afterwards."""
     precision = choose_precision(pick_device(recipe.train.device), recipe.train.precision)
     trainer = make_trainer(recipe, mean, std, 1000, precision)
     deadline = time.perf_counter() + max_s
-    times: list[float] = []
+    times: list[tuple[float, float]] = []
 
     def after_step(record: StepRecord) -> bool:
-        times.append(record.data_wait_s + record.step_s)
+        times.append((record.step_s, record.data_wait_s))
         return time.perf_counter() > deadline and len(times) > WARMUP_STEPS
 
     trainer.run(make_batches(recipe, source, 0, WARMUP_STEPS + MEASURED_STEPS), after_step)
-    return sum(times[WARMUP_STEPS:]) / len(times[WARMUP_STEPS:])
+    computing, waiting = (sum(column) / len(times[WARMUP_STEPS:]) for column in zip(*times[WARMUP_STEPS:], strict=True))
+    return StepTime(computing + waiting, waiting / (computing + waiting))
 
 
 def plan_steps(recipe: Recipe, num_images: int, step_s: float | None) -> int:
@@ -130,7 +141,7 @@ def start_run(recipe: Recipe, source: ImageSource, folder: RunFolder) -> dict[st
     mean, std = find_normalization(recipe, source)
     step_s = None
     if recipe.train.max_minutes is not None:
-        step_s = measure_step_s(recipe, source, mean, std, MEASURED_FRAC * 60 * recipe.train.max_minutes)
+        step_s = measure_step(recipe, source, mean, std, MEASURED_FRAC * 60 * recipe.train.max_minutes).seconds
     with torch.device("meta"):  # shapes without memory, to count parameters
         method = make_method(recipe)
     parts = {"encoder": method.context_encoder, "predictor": method.predictor}
@@ -190,6 +201,8 @@ class Run:
             console.print(
                 f"This CPU emulates {recipe.train.precision}, slowly: training in {facts['precision']}.", highlight=False
             )
+        self.peak_flops = measure_peak(self.trainer.device, facts["precision"])
+        self.speed_rows: list[dict[str, Any]] = []
         self.skipped_files = SkippedFiles(folder.skipped, len(source))
         self.signals = SignalCatcher()
         self.probe: Probe | None = None
@@ -294,6 +307,7 @@ class Run:
             "weight_decay": record.weight_decay,
             "momentum": record.momentum,
             "images_per_s": self.recipe.data.batch_size / total_s,
+            "fraction_of_peak": sum(count_flops(self.trainer.method, record.batch.masks).values()) / total_s / self.peak_flops,
             "data_wait_frac": record.data_wait_s / total_s,
             "skipped_steps": record.num_skipped,
         }
@@ -301,6 +315,20 @@ class Run:
         for warning in health.warnings(row):
             self.journal.say(warning)
         self.journal.advance(record.step, f"loss {row['loss']:.4f}  {row['images_per_s']:.0f} images/s")
+        self.speed_rows.append(row)
+        if len(self.speed_rows) == 1 + SPEED_ROWS or record.step + 1 == self.total_steps:
+            self._say_speed()
+
+    def _say_speed(self) -> None:
+        """What the run's logged steps so far say of its speed; the first one warms up and does not count if there are others."""
+        hardware = self.facts["hardware"]
+        words = describe_speed(
+            self.speed_rows[1:] or self.speed_rows,
+            workers=self.recipe.data.workers,
+            num_cores=hardware["num_cores"],
+            device=self.trainer.device.type,
+        )
+        self.journal.say(f"speed: {words}")
 
     def _measure_health(self, record: StepRecord) -> None:
         row = {

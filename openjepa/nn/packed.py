@@ -52,7 +52,7 @@ def run_packed(
     else:
         rows = _maybe_checkpoint(checkpointing, run_last_layer, last, rows, layout, wanted, wanted_rows)
     places = unpack(rows, wanted.row_places, wanted.sequences * wanted.places)
-    return places.unflatten(0, (wanted.sequences, wanted.places))
+    return places.view(wanted.sequences, wanted.places, -1)
 
 
 def lay_out(mask: Bool[Tensor, "sequences places"]) -> Layout:
@@ -106,8 +106,8 @@ def _attend(
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(1, 2)
     if score_bias is not None:
         scores = scores + score_bias.to(scores.dtype).repeat_interleave(heads, dim=0)
-    attended = (scores.softmax(-1) @ value).unflatten(0, (-1, heads))
-    return attended.transpose(1, 2).flatten(2).flatten(0, 1)
+    attended: Tensor = scores.softmax(-1) @ value
+    return attended.view(len(query) // heads, heads, query.shape[1], -1).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def pack(places: Float[Tensor, "all_places width"], row_places: Int[Tensor, " rows"]) -> Float[Tensor, "rows width"]:

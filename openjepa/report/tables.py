@@ -175,6 +175,9 @@ def _speed(run: Row, rows: Sequence[Row]) -> str:
     rates = sorted(row["images_per_s"] for row in rows if isinstance(row.get("images_per_s"), int | float))
     if rates:
         words.append(f"{rates[len(rates) // 2]:,.0f} images/s (median)")
+    shares = sorted(row["fraction_of_peak"] for row in rows if isinstance(row.get("fraction_of_peak"), int | float))
+    if shares:
+        words.append(f"{100 * shares[len(shares) // 2]:.0f} % of the peak of matrix products")
     if (wait := median_wait(rows)) is not None:
         words.append(f"{100 * wait:.0f} % of the time waiting for data")
     if isinstance(step_ms := run.get("measured_step_ms"), int | float):

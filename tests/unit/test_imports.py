@@ -30,10 +30,12 @@ GROUP_OF_MODULE = {
     "doctor": "cli",
     "summarize": "cli",
     "apply": "run",
+    "bench": "cli",
     "journal": "run",
     "machine": "run",
     "monitor": "run",
     "signals": "run",
+    "speed": "run",
 }
 TIMM_IS_IMPORTED_BY = {"nn/encoder.py"}
 
