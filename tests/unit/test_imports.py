@@ -30,12 +30,14 @@ GROUP_OF_MODULE = {
     "doctor": "cli",
     "summarize": "cli",
     "apply": "run",
+    "bridge": "run",
+    "initial": "run",
     "journal": "run",
     "machine": "run",
     "monitor": "run",
     "signals": "run",
 }
-TIMM_IS_IMPORTED_BY = {"nn/encoder.py"}
+TIMM_IS_IMPORTED_BY = {"nn/encoder.py", "interop/timm.py"}
 
 
 def find_group(module: str) -> str:
