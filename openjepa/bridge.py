@@ -134,13 +134,13 @@ def export(run: str | Path, format: FormatName, out: str | Path, *, encoder: Enc
 
 def compare(ours: Features, theirs: Features, images: Tensor) -> float:
     """The largest absolute difference of any pooled or patch feature, over batches of several sizes."""
-    largest = 0.0
+    largest = torch.zeros(())
     for batch in images.split(list(BATCHES)):
         for one, other in zip(ours(batch), theirs(batch), strict=True):
             if one.shape != other.shape:
                 raise ValueError(f"features have another shape in the other library: {tuple(other.shape)} for {tuple(one.shape)}")
-            largest = float(np.fmax(largest, (one - other).abs().max())) if bool(other.isfinite().all()) else float("nan")
-    return largest
+            largest = torch.maximum(largest, (one - other).abs().max())  # which keeps NaN, as max() would not
+    return float(largest)
 
 
 def real_images(run: str | Path, encoder: Encoder, count: int) -> Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from openjepa.interop.weights import Weights, read_safetensors
 from openjepa.nn.encoder import Encoder, VisionTransformer
@@ -30,8 +31,8 @@ def describe_encoder(encoder: Encoder, name: str) -> dict[str, Any]:
         "depth": len(encoder.vit.blocks),
         "heads": block.attn.num_heads,
         "mlp_ratio": block.mlp.fc1.out_features / encoder.width,
-        "mean": encoder.mean.flatten().tolist(),
-        "std": encoder.std.flatten().tolist(),
+        "mean": _shortest(encoder.mean),
+        "std": _shortest(encoder.std),
     }
 
 
@@ -76,3 +77,8 @@ def reload_safetensors(path: Path) -> Encoder:
     vit = VisionTransformer((height, width), facts["patch_size"], facts["channels"], shape)
     vit.load_state_dict(tensors, strict=True)
     return Encoder(vit, facts["mean"], facts["std"]).eval()
+
+
+def _shortest(statistics: Tensor) -> list[float]:
+    """The shortest decimals that are these float32 values: 0.485, not 0.48500001430511475."""
+    return [float(str(value)) for value in statistics.flatten().numpy()]
