@@ -34,8 +34,9 @@ def load_encoder(run: str | Path, encoder: EncoderName = "context", device: str 
     if not tensors:
         other = "target" if encoder == "context" else "context"
         raise ValueError(f"{run} holds no {encoder} encoder; --encoder {other} is there")
-    vit = _make_vit(_recipe_of(info))
-    vit.load_state_dict({name.removeprefix(prefix): value for name, value in tensors.items()}, strict=True)
+    with torch.device("meta"):  # no random weights to be thrown away: half the memory, and seconds for a large encoder
+        vit = _make_vit(_recipe_of(info))
+    vit.load_state_dict({name.removeprefix(prefix): value for name, value in tensors.items()}, strict=True, assign=True)
     return Encoder(vit, info["mean"], info["std"]).to(pick_device(device)).eval()
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from openjepa.apply import EncoderName, load_encoder
@@ -77,14 +78,14 @@ def import_weights(
     """
     path = Path(file)
     with staged(Path(out)) as temporary:
-        weights = _read(path, encoder)
         try:
+            weights = _read(path, encoder)
             recipe = infer_recipe(weights, heads)
             check_fit(weights, recipe)
             check_values(weights, to_float32)
             mean, std = normalization(weights, recipe.data.channels)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
         info = {
             "step": 0,
             "recipe": recipe.model_dump(mode="json"),
@@ -172,6 +173,8 @@ def staged(out: Path) -> Iterator[Path]:
             if target.exists():
                 raise ValueError(f"{target} already exists; choose another --out")
             written.rename(target)
+    except SafetensorError as error:
+        raise OSError(f"{out} could not be written: {str(error).split('I/O error: ')[-1]}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -12,6 +12,7 @@ Pillow does when it turns colour to grey: the same features, another patch proje
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,8 +179,11 @@ def _read_settings(folder: Path, settings: dict[str, Any]) -> tuple[int, tuple[i
         if settings.get(key, ours) != ours:
             raise ValueError(f"{folder}/config.json: no architecture that we have, {key} is {settings[key]} and not {ours}")
     size = settings.get("image_size", 224)
-    height, width = size if isinstance(size, list) else (size, size)
-    return int(settings.get("num_attention_heads", 12)), (int(height), int(width))
+    try:
+        height, width = size if isinstance(size, list) else (size, size)
+        return int(settings.get("num_attention_heads", 12)), (int(height), int(width))
+    except (TypeError, ValueError):
+        raise ValueError(f"{folder}/config.json: image_size or num_attention_heads is not a number") from None
 
 
 def _read_normalization(folder: Path) -> tuple[list[float] | None, list[float] | None]:
@@ -190,7 +194,12 @@ def _read_normalization(folder: Path) -> tuple[list[float] | None, list[float] |
     settings = read_json(file)
     if not settings.get("do_normalize", True) or "image_mean" not in settings or "image_std" not in settings:
         raise ValueError(f"{file} does not say image_mean and image_std")
-    return [float(value) for value in settings["image_mean"]], [float(value) for value in settings["image_std"]]
+    if not math.isclose(settings.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
+        raise ValueError(f"{file}: rescale_factor is {settings['rescale_factor']}, ours is 1/255")
+    try:
+        return [float(value) for value in settings["image_mean"]], [float(value) for value in settings["image_std"]]
+    except (TypeError, ValueError):
+        raise ValueError(f"{file}: image_mean or image_std is not a list of numbers") from None
 
 
 def _split_layer(name: str, prefix: str) -> tuple[str, str, str]:

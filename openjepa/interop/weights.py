@@ -221,9 +221,8 @@ def _square_size(num_patches: int, patch_size: int) -> tuple[int, int]:
 
 
 def _count_layers(names: Iterable[str]) -> int:
-    """One more than the highest N of `blocks.N.`, 1 at least."""
-    found = [int(match[1]) for name in names if (match := re.match(r"blocks\.(\d{1,4})\.", name))]
-    return max(found, default=0) + 1
+    """How many different N there are in `blocks.N.`, 1 at least."""
+    return len({match[1] for name in names if (match := re.match(r"blocks\.(\d+)\.", name))}) or 1
 
 
 def _count(names: list[str], word: str) -> str:
