@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -74,8 +75,9 @@ def reload_safetensors(path: Path) -> Encoder:
     facts = read_facts(metadata)
     shape = (facts["width"], facts["depth"], facts["heads"], facts["mlp_ratio"])
     height, width = facts["size"]
-    vit = VisionTransformer((height, width), facts["patch_size"], facts["channels"], shape)
-    vit.load_state_dict(tensors, strict=True)
+    with torch.device("meta"):  # no random weights to be thrown away
+        vit = VisionTransformer((height, width), facts["patch_size"], facts["channels"], shape)
+    vit.load_state_dict(tensors, strict=True, assign=True)
     return Encoder(vit, facts["mean"], facts["std"]).eval()
 
 

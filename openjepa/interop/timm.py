@@ -72,8 +72,10 @@ def write_timm(path: Path, encoder: Encoder, facts: dict[str, Any]) -> None:
 def reload_timm(path: Path) -> Callable[[Tensor], EncoderOutput]:
     """The features that timm's own model computes from the written files, as a function of uint8 images."""
     written = read_json(path.with_suffix(".json"))
-    model: Any = timm.create_model(**written["create_model"]).eval()
-    model.load_state_dict(load_file(path), strict=True)
+    with torch.device("meta"):  # no random weights to be thrown away
+        model: Any = timm.create_model(**written["create_model"])
+    model.load_state_dict(load_file(path), strict=True, assign=True)
+    model.eval()
     mean, std = (torch.tensor(written[key]).view(-1, 1, 1) for key in ("mean", "std"))
 
     def features(images: Tensor) -> EncoderOutput:

@@ -493,15 +493,21 @@ def test_a_checkpoint_that_does_not_fit_starts_no_run(imported: Path, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+def save_huge(path: str) -> None:
+    """A release checkpoint of ViT-H/14 with small random weights."""
+    recipe = load_recipe("paper_vit_huge_14")
+    with torch.device("meta"):
+        method = IJEPA(recipe.data.size, 3, recipe.model)
+    for value in method.to_empty(device="cpu").state_dict().values():
+        value.detach().uniform_(-0.05, 0.05)
+    torch.save(release_content(method), path)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_vit_huge_goes_in_and_out_within_16_gb(tmp_path: Path):
     release = tmp_path / "huge.pth.tar"
-    make = (  # in a process of its own, whose memory is not counted
-        "import sys, torch; from tests.parity.test_bridge import *; "
-        "recipe = load_recipe('paper_vit_huge_14'); "
-        "torch.save(release_content(IJEPA(recipe.data.size, 3, recipe.model)), sys.argv[1])"
-    )
+    make = "import sys; from tests.parity.test_bridge import save_huge; save_huge(sys.argv[1])"  # its memory is not counted
     root = Path(__file__).resolve().parents[2]
     environment = os.environ | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"}
     subprocess.run([sys.executable, "-c", make, release], check=True, cwd=root, env=environment)
