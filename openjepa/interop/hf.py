@@ -93,7 +93,8 @@ def to_hf(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             theirs[_rename(name, NAMES)] = value
         elif rest.startswith("attn.qkv."):
             kind = rest.removeprefix("attn.qkv.")
-            theirs |= {f"encoder.layer.{layer}.{to}{kind}": one for to, one in zip(QKV, value.chunk(3), strict=True)}
+            # Copies, because safetensors takes no tensors that share memory.
+            theirs |= {f"encoder.layer.{layer}.{to}{kind}": third.clone() for to, third in zip(QKV, value.chunk(3), strict=True)}
         else:
             theirs[f"encoder.layer.{layer}.{_rename(rest, LAYER_NAMES)}"] = value
     return theirs
@@ -151,10 +152,8 @@ def write_hf(path: Path, encoder: Encoder, facts: dict[str, Any]) -> None:
     else:
         processor = transformers.ViTImageProcessor(size={"height": height, "width": width}, do_convert_rgb=True, **normalization)
     processor.save_pretrained(path)
-    owned = {name: value.contiguous() for name, value in to_hf(tensors).items()}
-    save_file({name: value.clone() if value._base is not None else value for name, value in owned.items()},
-              path / "model.safetensors", metadata=to_metadata(facts))  # fmt: skip
-    (path / "model.safetensors").chmod(0o644)
+    save_file(to_hf(tensors), path / "model.safetensors", metadata=to_metadata(facts))
+    (path / "model.safetensors").chmod(0o644)  # the library leaves 0600
 
 
 def reload_hf(path: Path) -> Callable[[Tensor], EncoderOutput]:
