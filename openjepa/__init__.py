@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from openjepa.apply import embed, evaluate, load_encoder
+    from openjepa.bridge import export, import_weights
     from openjepa.config import load_recipe
     from openjepa.data.sources import open_source
     from openjepa.methods.ijepa import IJEPA
@@ -17,13 +18,17 @@ if TYPE_CHECKING:
     from openjepa.run import pretrain
 
 __version__ = "0.1.0"
-__all__ = ["IJEPA", "Encoder", "embed", "evaluate", "load_encoder", "load_recipe", "open_source", "pretrain"]
+__all__ = [
+    "IJEPA", "Encoder", "embed", "evaluate", "export", "import_weights", "load_encoder", "load_recipe", "open_source", "pretrain",
+]  # fmt: skip
 
 _HOMES = {
     "IJEPA": "methods.ijepa",
     "Encoder": "nn.encoder",
     "embed": "apply",
     "evaluate": "apply",
+    "export": "bridge",
+    "import_weights": "bridge",
     "load_encoder": "apply",
     "load_recipe": "config",
     "open_source": "data.sources",

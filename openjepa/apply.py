@@ -29,19 +29,20 @@ def load_encoder(run: str | Path, encoder: EncoderName = "context", device: str 
     Called on (B, C, H, W) images, uint8 or floats in [0, 1], it gives `pooled` (B, D) and `patches` (B, h, w, D).
     ValueError if there is no undamaged checkpoint or it has no such encoder.
     """
-    tensors, info = load_checkpoint(find_checkpoint(run))
-    vit = _make_vit(_recipe_of(info))
     prefix = f"method.{encoder}_encoder."
-    weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    if not weights:
-        raise ValueError(f"{run} holds no {encoder} encoder")
-    vit.load_state_dict(weights, strict=True)
+    tensors, info = load_checkpoint(find_checkpoint(run), prefix)
+    if not tensors:
+        other = "target" if encoder == "context" else "context"
+        raise ValueError(f"{run} holds no {encoder} encoder; --encoder {other} is there")
+    with torch.device("meta"):  # no random weights to be thrown away: half the memory, and seconds for a large encoder
+        vit = _make_vit(_recipe_of(info))
+    vit.load_state_dict({name.removeprefix(prefix): value for name, value in tensors.items()}, strict=True, assign=True)
     return Encoder(vit, info["mean"], info["std"]).to(pick_device(device)).eval()
 
 
 def load_random_encoder(run: str | Path, device: str = "cpu") -> Encoder:
     """The run's context encoder as it was before the first step: the same seed draws the same weights."""
-    _, info = load_checkpoint(find_checkpoint(run))
+    _, info = load_checkpoint(find_checkpoint(run), prefix="method.context_encoder.pos_embed")
     recipe = _recipe_of(info)
     torch.manual_seed(recipe.train.seed)
     return Encoder(_make_vit(recipe), info["mean"], info["std"]).to(pick_device(device)).eval()

@@ -29,6 +29,7 @@ def make_pretrain(base: config.Recipe) -> Callable[..., None]:
         images: DataSpec,
         out: Path,
         recipe: str | None = None,
+        init: Path | None = None,
         resume: bool = False,
         accept_changes: bool = False,
         probe_train: str | None = None,
@@ -49,6 +50,7 @@ def make_pretrain(base: config.Recipe) -> Callable[..., None]:
             images: A folder of images (any nesting), sample:train, or fashion-mnist:FOLDER:train.
             out: The run folder to write.
             recipe: A shipped recipe's name or a YAML file; see `openjepa recipes`. A resumed run keeps its own.
+            init: A checkpoint or run folder whose weights the new run starts from; `openjepa import` makes one.
             resume: Go on from the run folder's newest checkpoint.
             accept_changes: Resume although the recipe or the number of images has changed.
             probe_train: Labelled data to measure 20-NN accuracy while training.
@@ -72,8 +74,9 @@ def make_pretrain(base: config.Recipe) -> Callable[..., None]:
         values = base.model_dump() | {name: section.model_dump() for name, section in sections.items()}
         resolved = config.build_recipe(values, where=f"recipe {base.name}")
         verdict = run_pretrain(
-            images, resolved, out, resume=resume, accept_changes=accept_changes, probe_train=probe_train, probe_test=probe_test
-        )
+            images, resolved, out, init=init, resume=resume, accept_changes=accept_changes,
+            probe_train=probe_train, probe_test=probe_test,
+        )  # fmt: skip
         print(f"{verdict.label}: {verdict.reason} {verdict.advice}")
         print(f"Next: openjepa report {out}; openjepa embed {out} DATA --out features.parquet")
 
@@ -125,6 +128,48 @@ def embed(run: RunPath, images: DataSpec, out: Path, encoder: EncoderName = "con
 
     rows = write(run, images, out, encoder, device)
     print(f"{rows} rows in {out}")
+
+
+def import_weights(
+    file: Annotated[Positional[Path], arg(metavar="FILE")],
+    out: Path,
+    encoder: EncoderName | None = None,
+    heads: int | None = None,
+    to_float32: bool = False,
+) -> None:
+    """Make a checkpoint from the release's .pth.tar, a Hugging Face I-JEPA folder or a timm state dict.
+
+    Args:
+        file: The file or folder to read; nothing in it is run.
+        out: The checkpoint file to write; evaluate, embed, export and pretrain --init take it.
+        encoder: Of a release checkpoint, keep this encoder alone (both and the predictor if not given); of a file that holds one
+            encoder, which one it is (context if not given).
+        heads: Attention heads, where neither the file nor the width tells.
+        to_float32: Convert float16 or bfloat16 weights.
+    """
+    from openjepa.bridge import import_weights as bring_in
+
+    for line in bring_in(file, out, encoder=encoder, heads=heads, to_float32=to_float32):
+        print(line)
+
+
+def export(
+    run: RunPath, format: Literal["hf", "timm", "onnx", "safetensors"], out: Path, encoder: EncoderName = "context"
+) -> None:
+    """Write an encoder for another library, and compare its features there with ours on real images.
+
+    Args:
+        run: A run folder or a checkpoint file.
+        format: hf (a folder for transformers), timm (a state dict), onnx, or safetensors (plain weights).
+        out: The file or, for hf, folder to write.
+        encoder: Which encoder.
+    """
+    from openjepa.bridge import FORMATS
+    from openjepa.bridge import export as write
+
+    difference = write(run, format, out, encoder=encoder)
+    print(f"{encoder} encoder in {out}")
+    print(f"Largest absolute difference of a feature in {FORMATS[format].library}: {difference:.2g}")
 
 
 def masks(recipe: str, out: Path, seed: int = 0) -> None:
@@ -216,8 +261,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     try:
         commands: dict[str, Callable[..., Any]] = {
-            "pretrain": make_pretrain(_base_recipe(arguments)), "evaluate": evaluate, "embed": embed, "masks": masks,
-            "report": report, "recipes": recipes, "doctor": doctor, "bench": bench, "demo": demo,
+            "pretrain": make_pretrain(_base_recipe(arguments)), "evaluate": evaluate, "embed": embed,
+            "import": import_weights, "export": export, "masks": masks, "report": report, "recipes": recipes,
+            "doctor": doctor, "bench": bench, "demo": demo,
         }  # fmt: skip
         verb = arguments[0] if arguments else ""
         shown = {name: command if name == verb else _named_only(command) for name, command in commands.items()}

@@ -25,6 +25,7 @@ from openjepa.engine.checkpoint import find_latest, load_checkpoint, save_checkp
 from openjepa.engine.optim import load_state_tensors, make_optimizer, state_tensors
 from openjepa.engine.precision import Precision, choose_precision, make_scaler, measure_peak, pick_device
 from openjepa.engine.schedule import target_momentum, warmup_cosine
+from openjepa.initial import InitialWeights, open_initial
 from openjepa.journal import Journal
 from openjepa.machine import describe_machine, describe_versions, read_git_state
 from openjepa.masks import check_masks
@@ -136,7 +137,7 @@ def plan_steps(recipe: Recipe, num_images: int, step_s: float | None) -> int:
     return steps
 
 
-def start_run(recipe: Recipe, source: ImageSource, folder: RunFolder) -> dict[str, Any]:
+def start_run(recipe: Recipe, source: ImageSource, folder: RunFolder, initial: InitialWeights | None) -> dict[str, Any]:
     """Measure what a new run needs to know, write run.json and give its contents."""
     mean, std = find_normalization(recipe, source)
     step_s = None
@@ -160,6 +161,7 @@ def start_run(recipe: Recipe, source: ImageSource, folder: RunFolder) -> dict[st
         "git": read_git_state(),
         "hardware": describe_machine(device),
         "precision": choose_precision(device, recipe.train.precision),
+        "init": initial and {"checkpoint": str(initial.path), "sha256": initial.sha256, "taken": initial.describe(recipe.grid)},
         "started": _now(),
         "finished": None,
     }
@@ -209,6 +211,19 @@ class Run:
         self.start_step = 0
         self.journal: Journal
 
+    def start_from(self, initial: InitialWeights) -> None:
+        """Put the weights of an earlier checkpoint into the fresh method, after the probe has seen the untrained encoder."""
+        if self.probe:
+            self._call_probe()
+        initial.fill(self.trainer.method)
+        self.console.print(f"Starting from {initial.path.name}: {initial.describe(self.recipe.grid)}.", highlight=False)
+        own, theirs = (self.facts["mean"], self.facts["std"]), (initial.mean, initial.std)
+        if own != theirs:
+            self.console.print(
+                f"Its images were normalised by mean and std {theirs}, this run's are by {own}: see data.normalization.",
+                style="yellow", highlight=False, markup=False,
+            )  # fmt: skip
+
     def resume(self) -> None:
         """Load the newest undamaged checkpoint, saying which ones were passed over; from the start if there is none yet."""
         path, complaints = find_latest(self.folder.checkpoints)
@@ -216,6 +231,8 @@ class Run:
             self.console.print(complaint, style="yellow", highlight=False, markup=False)
         if path is None:
             self.console.print("No checkpoint yet: starting at step 0.")
+            if self.facts.get("init"):
+                self.start_from(self._reopen_initial())
             return
         tensors, info = load_checkpoint(path)
         method, trainer = self.trainer.method, self.trainer
@@ -345,12 +362,24 @@ class Run:
             self.journal.say(warning)
         self.journal.say(f"step {record.step}: {verdict.label}: {verdict.reason}")
 
-    def _measure_probe(self, step: int) -> None:
+    def _reopen_initial(self) -> InitialWeights:
+        """The checkpoint that this run was started from; ValueError if it is no longer the same file."""
+        recorded = self.facts["init"]
+        initial = open_initial(recorded["checkpoint"], self.recipe)
+        if initial.sha256 != recorded["sha256"]:
+            raise ValueError(f"{initial.path} has changed since this run was started from it; start a new one")
+        return initial
+
+    def _call_probe(self) -> dict[str, Any]:
         assert self.probe is not None
         vit, facts = self.trainer.method.context_encoder, self.facts
         self.trainer.method.eval()
         row = self.probe.measure(Encoder(vit, facts["mean"], facts["std"]).to(self.trainer.device))
         self.trainer.method.train()
+        return row
+
+    def _measure_probe(self, step: int) -> None:
+        row = self._call_probe()
         self.journal.write("probe", {"step": step, "encoder": "context", **row})
         others = f"untrained encoder {row['knn_random_encoder']:.1%}, raw pixels {row['knn_raw_pixels']:.1%}"
         self.journal.say(f"step {step}: 20-NN {row['knn']:.1%} ({others})")
@@ -370,6 +399,7 @@ def pretrain(
     recipe: Recipe | str | None = None,
     out: str | Path = "runs/run",
     *,
+    init: str | Path | None = None,
     resume: bool = False,
     accept_changes: bool = False,
     probe_train: str | None = None,
@@ -379,7 +409,8 @@ def pretrain(
     """Pretrain on images and give the verdict; everything else is in the run folder `out`.
 
     data: a folder, `sample:train`, or `fashion-mnist:FOLDER:train`. recipe: a Recipe, a shipped name or a YAML file; on resume
-    None takes the recorded one. probe_train and probe_test: labelled data for a 20-NN probe while training.
+    None takes the recorded one. init: a checkpoint or run whose weights a new run starts from. probe_train and probe_test:
+    labelled data for a 20-NN probe while training.
     Raises ValueError (bad input), OSError (disk), ArithmeticError (ten non-finite steps in a row), Interrupted.
     """
     console = console or Console(stderr=True, soft_wrap=True)
@@ -387,6 +418,8 @@ def pretrain(
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
     if (probe_train is None) != (probe_test is None):
         raise ValueError("a probe needs both --probe-train and --probe-test")
+    if resume and init is not None:
+        raise ValueError("a resumed run goes on from its own weights: drop --init, or choose another --out and drop --resume")
     if resume:
         recorded = build_recipe(folder.read_run()["recipe"], where=str(folder.run_json))
     elif folder.exists():
@@ -396,11 +429,14 @@ def pretrain(
     asked = recipe or recorded
     check_masks(asked.mask, asked.grid)
     source = open_source(data, asked.data.channels)
-    facts = reopen_run(recipe, source, folder, accept_changes) if resume else start_run(asked, source, folder)
+    initial = open_initial(init, asked) if init is not None else None
+    facts = reopen_run(recipe, source, folder, accept_changes) if resume else start_run(asked, source, folder, initial)
     run = Run(asked, source, folder, facts, console)
     if probe_train and probe_test:
         labelled = [open_source(spec, asked.data.channels) for spec in (probe_train, probe_test)]
         run.probe = Probe(labelled[0], labelled[1], asked.data.size, asked.data.channels)
+    if initial is not None:
+        run.start_from(initial)
     if resume:
         run.resume()
         if run.start_step >= run.total_steps:

@@ -50,14 +50,26 @@ def save_checkpoint(
             _write(Path(temporary) / path.name, tensors, metadata, {"step": step, "permanent": permanent})
             _publish(Path(temporary), path)
     except (SafetensorError, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error).split("I/O error: ")[-1]
-        raise OSError(f"{path} could not be written: {reason}; earlier checkpoints are intact") from None
+        raise OSError(f"{path} could not be written: {_reason(error)}; earlier checkpoints are intact") from None
     _prune(folder, step, keep)
     return path
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a checkpoint into CPU memory: its tensors by name, and the `info` it was saved with.
+def write_checkpoint(path: Path, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
+    """Write a lone checkpoint file of any name, without a JSON beside it, and sync it. OSError if the disk is full."""
+    metadata = {"info": json.dumps(info)}
+    tensors = _own_memory(tensors)
+    _require_space(path, tensors, metadata)
+    try:
+        save_file(tensors, path, metadata=metadata)
+        path.chmod(0o644)  # the library leaves 0600
+        _sync(path)
+    except (SafetensorError, OSError) as error:
+        raise OSError(f"{path.name} could not be written: {_reason(error)}") from None
+
+
+def load_checkpoint(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a checkpoint into CPU memory: its tensors by name, of those that start with the prefix, and its `info`.
 
     The sha256 is checked if the JSON lies beside the file, the structure alone if it does not. Raises ValueError in
     one line if the file is missing, damaged or not a checkpoint of OpenJEPA.
@@ -69,7 +81,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             # Copied, because the library maps the file and what happens to the file would happen to the tensors.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dict)
+            tensors = {name: file.get_tensor(name).clone() for name in names}
             info = json.loads((file.metadata() or {}).get("info", "null"))
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from None
@@ -147,12 +160,17 @@ def _megabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:,.0f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e6:.3f} MB"
 
 
+def _reason(error: Exception) -> str:
+    """What the disk said, without the library's wrapping."""
+    return getattr(error, "strerror", None) or str(error).split("I/O error: ")[-1]
+
+
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], note: dict[str, Any]) -> None:
     """Write the file and the JSON beside it, both synced."""
     save_file(tensors, path, metadata=metadata)
     path.chmod(0o644)  # the library leaves 0600
     _sync(path)
-    write_json(_note(path), note | {"sha256": _digest(path), "bytes": path.stat().st_size})
+    write_json(_note(path), note | {"sha256": digest(path), "bytes": path.stat().st_size})
 
 
 def _publish(temporary: Path, path: Path) -> None:
@@ -206,13 +224,14 @@ def _check_digest(path: Path) -> None:
         note, size = _read_note(path), path.stat().st_size
         if size != note["bytes"]:
             raise ValueError(f"{path}: damaged, {size} bytes where {note['bytes']} were written")
-        if _digest(path) != note["sha256"]:
+        if digest(path) != note["sha256"]:
             raise ValueError(f"{path}: damaged, its sha256 is not the one in {_note(path).name}")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """The file's sha256 in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -31,13 +31,15 @@ GROUP_OF_MODULE = {
     "summarize": "cli",
     "apply": "run",
     "bench": "cli",
+    "bridge": "run",
+    "initial": "run",
     "journal": "run",
     "machine": "run",
     "monitor": "run",
     "signals": "run",
     "speed": "run",
 }
-TIMM_IS_IMPORTED_BY = {"nn/encoder.py"}
+TIMM_IS_IMPORTED_BY = {"nn/encoder.py", "interop/timm.py"}
 
 
 def find_group(module: str) -> str:

@@ -1,0 +1,534 @@
+"""Weights in and out: nothing changes on the way, other libraries compute our features from them, bad files leave no trace.
+
+Release checkpoints are made here by giving our own random weights the release's names, which are spelt out below and are those
+of ../shared/golden. What a library computes is asked of the library, without our code in between.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import timm
+import torch
+import transformers
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import checkpoint_filter_fn
+
+from openjepa import bridge, cli
+from openjepa.apply import load_encoder
+from openjepa.bridge import export, import_weights
+from openjepa.config import Model, load_recipe
+from openjepa.data.sources import open_source
+from openjepa.data.views import IMAGENET_MEAN, IMAGENET_STD, evaluation_view
+from openjepa.engine.checkpoint import load_checkpoint, save_checkpoint
+from openjepa.interop.weights import Weights, infer_recipe
+from openjepa.methods import IJEPA
+from openjepa.run import pretrain
+
+MODEL = Model(width=48, depth=2, heads=4, patch_size=8, predictor_width=24, predictor_depth=2, predictor_heads=4)
+HEADS = ("--heads", "4")
+PREDICTOR = {
+    "input_proj": "predictor_embed", "blocks": "predictor_blocks", "norm": "predictor_norm", "output_proj": "predictor_proj",
+    "pos_embed": "predictor_pos_embed", "mask_token": "mask_token",
+}  # fmt: skip
+Content = dict[str, Any]
+
+
+def make_method(model: Model = MODEL, size: tuple[int, int] = (32, 32), channels: int = 3) -> IJEPA:
+    """A method whose every weight is off its initial value, the two encoders apart."""
+    torch.manual_seed(1)
+    method = IJEPA(size, channels, model)
+    with torch.no_grad():
+        for name, weight in method.named_parameters():
+            if not name.endswith("pos_embed"):
+                weight.add_(torch.randn_like(weight), alpha=0.02)
+    return method
+
+
+def release_content(method: IJEPA) -> Content:
+    """What the release saves of a method: DDP's names, and everything else that it puts beside the weights."""
+    predictor = {}
+    for name, value in method.predictor.state_dict().items():
+        first, dot, rest = name.partition(".")
+        predictor[f"module.{PREDICTOR[first]}{dot}{rest}"] = value
+    encoder, target = (
+        {f"module.{name}": value for name, value in part.state_dict().items()}
+        for part in (method.context_encoder, method.target_encoder)
+    )
+    optimizer = torch.optim.AdamW(method.predictor.parameters())
+    facts = {"opt": optimizer.state_dict(), "scaler": None, "epoch": 3, "loss": 0.1, "batch_size": 8, "world_size": 2, "lr": 1e-3}
+    return {"encoder": encoder, "predictor": predictor, "target_encoder": target} | facts
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("something wants to reach the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(scope="module")
+def method() -> IJEPA:
+    return make_method()
+
+
+@pytest.fixture(scope="module")
+def release(method: IJEPA, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("release") / "jepa-latest.pth.tar"
+    torch.save(release_content(method), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def imported(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("imported") / "ours.safetensors"
+    import_weights(release, path, heads=4)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos() -> torch.Tensor:
+    source = open_source("sample:test", 3)
+    return torch.from_numpy(np.stack([evaluation_view(source.load(index), (32, 32)) for index in range(5)]))
+
+
+def checkpoint_of(
+    folder: Path, method: IJEPA, size: int | tuple[int, int], channels: int, model: Model, **statistics: Any
+) -> Path:
+    recipe = load_recipe("paper_vit_base_16").model_dump(mode="json")
+    recipe["data"] |= {"image_size": size, "channels": channels}
+    recipe["model"] = model.model_dump()
+    tensors = {f"method.{name}": value for name, value in method.state_dict().items()}
+    return save_checkpoint(folder, 0, tensors, {"recipe": recipe, "step": 0, **statistics}, permanent=True, keep=1)
+
+
+def run_cli(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    """Exit status, output and errors of the command line, in this process."""
+    try:
+        cli.main([str(argument) for argument in arguments])
+        status = 0
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+# In
+
+
+def test_every_weight_of_a_release_checkpoint_arrives(method: IJEPA, release: Path, tmp_path: Path, capsys):
+    status, said, _ = run_cli(capsys, "import", release, "--out", tmp_path / "ours.safetensors", *HEADS)
+    assert status == 0
+    for words in ("48 wide, 2 layers, 4 heads", "patches of 8 px", "32 x 32 px", "24 wide, 2 layers", "fresh AdamW"):
+        assert words in said
+    tensors, info = load_checkpoint(tmp_path / "ours.safetensors")
+    state = method.state_dict()
+    assert set(tensors) == {f"method.{name}" for name in state}
+    assert all(torch.equal(tensors[f"method.{name}"], value) for name, value in state.items())
+    assert not torch.equal(state["context_encoder.norm.weight"], state["target_encoder.norm.weight"])
+    assert info["mean"] == [0.485, 0.456, 0.406]
+
+
+def test_imported_golden_weights_give_the_releases_features(shared: Path, tmp_path: Path):
+    golden = load_file(shared / "golden" / "official_step.safetensors")
+    content: Content = {part: {} for part in ("encoder", "target_encoder", "predictor")}
+    for name, value in golden.items():
+        part, _, rest = name.partition(".")
+        if part in content:
+            content[part][f"module.{rest}"] = value
+    torch.save(content | {"epoch": 1}, tmp_path / "golden.pth.tar")
+    import_weights(tmp_path / "golden.pth.tar", tmp_path / "ours.safetensors", heads=4)
+    for encoder, output in (("target", "target_encoder_output"), ("context", "context_encoder_full_output")):
+        ours = load_encoder(tmp_path / "ours.safetensors", encoder)
+        with torch.no_grad():
+            difference = (ours.vit(golden["images"]) - golden[output]).abs().max() / golden[output].abs().max()
+        assert float(difference) < 1e-5
+
+
+def test_timm_takes_the_context_encoder_of_a_release_checkpoint(release: Path, imported: Path, photos: torch.Tensor):
+    content = torch.load(release, weights_only=True)
+    model = timm.create_model(
+        "vit_base_patch16_gap_224", img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=4, num_classes=0
+    )
+    model.load_state_dict(checkpoint_filter_fn(content, model), strict=True)
+    normalised = (photos / 255 - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    with torch.no_grad():
+        theirs = model.eval()(normalised)
+        differences = {
+            name: float((load_encoder(imported, name)(photos).pooled - theirs).abs().max()) for name in ("context", "target")
+        }
+    assert differences["context"] < 1e-5
+    assert differences["target"] > 1e-2
+
+
+@pytest.mark.parametrize("encoder", ["context", "target"])
+def test_one_encoder_alone(release: Path, method: IJEPA, tmp_path: Path, encoder: str):
+    import_weights(release, tmp_path / "one.safetensors", encoder=encoder, heads=4)
+    tensors, _ = load_checkpoint(tmp_path / "one.safetensors")
+    assert {name.split(".")[1] for name in tensors} == {f"{encoder}_encoder"}
+    other = "target" if encoder == "context" else "context"
+    with pytest.raises(ValueError, match=f"no {other} encoder; --encoder {encoder}"):
+        load_encoder(tmp_path / "one.safetensors", other)
+
+
+@pytest.mark.parametrize("name", ["paper_vit_base_16", "paper_vit_large_16", "paper_vit_huge_14", "paper_vit_huge_16_448",
+                                  "paper_vit_giant_16"])  # fmt: skip
+def test_the_papers_architectures_are_inferred_from_shapes(name: str):
+    recipe = load_recipe(name)
+    with torch.device("meta"):
+        method = IJEPA(recipe.data.size, 3, recipe.model)
+    assert infer_recipe(Weights("release checkpoint", dict(method.state_dict()))) == recipe
+
+
+def test_half_precision_is_converted_when_asked(method: IJEPA, tmp_path: Path):
+    content = release_content(method)
+    for part in ("encoder", "target_encoder", "predictor"):
+        content[part] = {name: value.half() for name, value in content[part].items()}
+    torch.save(content, tmp_path / "half.pth.tar")
+    import_weights(tmp_path / "half.pth.tar", tmp_path / "ours.safetensors", heads=4, to_float32=True)
+    weight = load_checkpoint(tmp_path / "ours.safetensors")[0]["method.context_encoder.blocks.0.attn.qkv.weight"]
+    assert torch.equal(weight, method.context_encoder.blocks[0].attn.qkv.weight.half().float())
+
+
+def test_weights_that_transformers_names_otherwise_are_read(tmp_path: Path, photos: torch.Tensor):
+    config = transformers.IJepaConfig(
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=192, image_size=32, patch_size=8,
+        layer_norm_eps=1e-6,
+    )  # fmt: skip
+    model = transformers.IJepaModel(config).eval()
+    normalised = (photos / 255 - 0.5) / 0.25
+    with torch.no_grad():
+        theirs = model(normalised).last_hidden_state
+    for folder in (tmp_path / "published", tmp_path / "own"):
+        model.save_pretrained(folder)
+        processor = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, tmp_path / "own" / "model.safetensors")
+    names = [set(load_file(tmp_path / folder / "model.safetensors")) for folder in ("published", "own")]
+    assert any("q_proj" in name for name in names[1])
+    for folder in (tmp_path / "published", tmp_path / "own"):
+        lines = import_weights(folder, folder / "ours.safetensors", encoder="target")
+        assert "does not say which encoder" in " ".join(lines)
+        with torch.no_grad():
+            ours = load_encoder(folder / "ours.safetensors", "target")(photos).patches.flatten(1, 2)
+        assert float((ours - theirs).abs().max()) < 1e-5
+
+
+# Out
+
+
+@pytest.mark.parametrize("encoder", ["context", "target"])
+@pytest.mark.parametrize("form", ["hf", "timm", "safetensors"])
+def test_a_round_trip_changes_no_bit(imported: Path, tmp_path: Path, form: str, encoder: str):
+    out = tmp_path / ("folder" if form == "hf" else "file.safetensors")
+    assert export(imported, form, out, encoder=encoder) < 1e-4
+    import_weights(out, tmp_path / "back.safetensors")
+    before, info_before = load_checkpoint(imported, f"method.{encoder}_encoder.")
+    after, info_after = load_checkpoint(tmp_path / "back.safetensors")
+    assert set(after) == set(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert (info_after["mean"], info_after["std"]) == (info_before["mean"], info_before["std"])
+    model_before, model_after = info_before["recipe"]["model"], info_after["recipe"]["model"]
+    assert {key: model_after[key] for key in ("width", "depth", "heads", "patch_size")} == {
+        key: model_before[key] for key in ("width", "depth", "heads", "patch_size")
+    }
+
+
+def test_transformers_loads_the_folder_and_its_pipeline_agrees(imported: Path, tmp_path: Path, photos: torch.Tensor):
+    export(imported, "hf", tmp_path / "folder", encoder="target")
+    model = transformers.AutoModel.from_pretrained(tmp_path / "folder")
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "folder")
+    assert (tuple(processor.image_mean), tuple(processor.image_std)) == (IMAGENET_MEAN, IMAGENET_STD)
+    ours = load_encoder(imported, "target")
+    with torch.no_grad():
+        pixels = processor(images=list(photos), return_tensors="pt")["pixel_values"]
+        theirs = model.eval()(pixels).last_hidden_state
+        assert float((theirs - ours(photos).patches.flatten(1, 2)).abs().max()) < 1e-5
+    # A photograph that is not square: the processor cuts the middle out, as our evaluation does, and does not squash it.
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 255, (9, 16, 3), dtype=np.uint8)).resize((160, 90), Image.Resampling.BICUBIC)
+    extract = transformers.pipeline("image-feature-extraction", model=str(tmp_path / "folder"))
+    tokens = torch.tensor(extract(picture))[0]
+    with torch.no_grad():
+        cut, squashed = (
+            ours(torch.from_numpy(view)[None]).patches.flatten(0, 2)
+            for view in (
+                evaluation_view(np.asarray(picture), (32, 32)),
+                np.asarray(picture.resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1).copy(),
+            )
+        )
+    assert float((tokens - cut).abs().mean()) < 0.1 * float((tokens - squashed).abs().mean())
+
+
+def test_timm_builds_what_the_json_says(imported: Path, tmp_path: Path, photos: torch.Tensor):
+    export(imported, "timm", tmp_path / "file.safetensors", encoder="context")
+    written = json.loads((tmp_path / "file.json").read_text())
+    model = timm.create_model(**written["create_model"]).eval()
+    model.load_state_dict(load_file(tmp_path / "file.safetensors"), strict=True)
+    normalised = (photos / 255 - torch.tensor(written["mean"]).view(3, 1, 1)) / torch.tensor(written["std"]).view(3, 1, 1)
+    with torch.no_grad():
+        assert float((model(normalised) - load_encoder(imported)(photos).pooled).abs().max()) < 1e-5
+
+
+def test_onnxruntime_takes_any_batch_of_plain_images(imported: Path, tmp_path: Path, photos: torch.Tensor):
+    export(imported, "onnx", tmp_path / "file.onnx", encoder="context")
+    session = onnxruntime.InferenceSession(tmp_path / "file.onnx", providers=["CPUExecutionProvider"])
+    for count in (1, 2, 5):
+        pooled, patches = session.run(["pooled", "patches"], {"images": (photos[:count] / 255).numpy()})
+        with torch.no_grad():
+            ours = load_encoder(imported)(photos[:count])
+        assert np.abs(pooled - ours.pooled.numpy()).max() < 1e-5
+        assert np.abs(patches - ours.patches.numpy()).max() < 1e-5
+
+
+@pytest.mark.parametrize("form", ["hf", "timm", "onnx", "safetensors"])
+@pytest.mark.parametrize(("size", "channels"), [((32, 16), 3), ((32, 32), 1)])
+def test_images_that_are_not_square_or_not_coloured(tmp_path: Path, form: str, size: tuple[int, int], channels: int):
+    statistics = {"mean": [0.3] * channels, "std": [0.4] * channels}
+    method = make_method(MODEL, size, channels)
+    checkpoint = checkpoint_of(tmp_path / "run", method, size, channels, MODEL, **statistics)
+    out = tmp_path / {"hf": "folder", "onnx": "file.onnx"}.get(form, "file.safetensors")
+    assert export(checkpoint, form, out) < 1e-4
+
+
+def test_a_folder_for_transformers_takes_no_five_channels(tmp_path: Path, capsys):
+    checkpoint = checkpoint_of(tmp_path / "run", make_method(channels=5), 32, 5, MODEL, mean=[0.3] * 5, std=[0.4] * 5)
+    before = sorted(tmp_path.rglob("*"))
+    status, _, errors = run_cli(capsys, "export", checkpoint, "--format", "hf", "--out", tmp_path / "folder")
+    assert (status, errors.count("\n")) == (2, 1)
+    assert "1 or 3 channels" in errors
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("error", [2e-4, float("nan")])
+def test_an_export_whose_features_differ_leaves_nothing(imported: Path, tmp_path: Path, monkeypatch, capsys, error: float):
+    honest = bridge.FORMATS["timm"]
+
+    def reload(path: Path) -> bridge.Features:
+        features = honest.reload(path)
+
+        def wrong(images: torch.Tensor) -> bridge.EncoderOutput:
+            output = features(images)
+            if len(images) == 1:  # the first of several batches
+                output.patches[-1, 0, 0, 0] += error
+            return output
+
+        return wrong
+
+    monkeypatch.setitem(bridge.FORMATS, "timm", honest._replace(reload=reload))
+    out = tmp_path / "file.safetensors"
+    status, _, errors = run_cli(capsys, "export", imported, "--format", "timm", "--out", out)
+    assert (status, errors.count("\n")) == (2, 1)
+    assert "not written" in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten(imported: Path, release: Path, tmp_path: Path, capsys):
+    for name in ("file.safetensors", "other.json"):
+        (tmp_path / name).write_text("mine")
+    for arguments in (
+        ("export", imported, "--format", "safetensors", "--out", tmp_path / "file.safetensors"),
+        ("export", imported, "--format", "timm", "--out", tmp_path / "other.safetensors"),
+        ("import", release, *HEADS, "--out", tmp_path / "file.safetensors"),
+    ):
+        status, _, errors = run_cli(capsys, *arguments)
+        assert (status, errors.count("\n")) == (2, 1)
+        assert "already exists" in errors
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file.safetensors": "mine", "other.json": "mine"}
+
+
+# Bad input
+
+
+class Code:
+    """Unpickling it would leave a file."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch executed",)
+
+
+def damage(content: Content, folder: Path) -> dict[str, tuple[Path, list[str]]]:
+    """Bad files by what is wrong with them, each with words that the refusal must have."""
+
+    def save(name: str, value: Any) -> Path:
+        torch.save(value, folder / name)
+        return folder / name
+
+    def changed(part: str, **tensors: Any) -> Content:
+        return content | {part: {**content[part], **tensors}}
+
+    whole = save("whole.pth.tar", content)
+    cut = folder / "cut.pth.tar"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(folder / "bits.pth.tar", "w") as bits:
+        for item in archive.namelist():
+            data = archive.read(item)
+            bits.writestr(item, data[: len(data) // 2] if item.endswith("data.pkl") else data)
+    plain = {name.removeprefix("module."): value.clone() for name, value in content["encoder"].items()}
+    save_file(plain, folder / "cut.safetensors")
+    (folder / "cut.safetensors").write_bytes((folder / "cut.safetensors").read_bytes()[:-100])
+    norm = "module.norm.weight"
+    less = {name: value for name, value in content["encoder"].items() if "blocks.1.mlp" not in name}
+    half = {name: value.half() for name, value in content["encoder"].items()}
+    bert = folder / "bert"
+    bert.mkdir()
+    (bert / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    save_file({"weight": torch.zeros(1)}, bert / "model.safetensors")
+    (folder / "empty").mkdir()
+    (folder / "text.pth.tar").write_text("not a checkpoint")
+    return {
+        "truncated": (cut, ["damaged"]),
+        "garbled": (folder / "bits.pth.tar", ["damaged"]),
+        "no archive": (folder / "text.pth.tar", ["damaged"]),
+        "truncated safetensors": (folder / "cut.safetensors", ["damaged"]),
+        "code": (save("code.pth.tar", content | {"opt": Code()}), ["Python code", "system"]),
+        "old code": (save_old(folder / "old.pth.tar", content | {"opt": Code()}), ["Python code", "system"]),
+        "missing weights": (save("less.pth.tar", content | {"encoder": less}), ["4 missing", "0 unexpected", "blocks.1.mlp.fc1"]),
+        "class token": (save("cls.pth.tar", changed("encoder", cls_token=torch.zeros(1, 1, 48))), ["1 unexpected", "cls_token"]),
+        "another shape": (save("shape.pth.tar", changed("target_encoder", **{norm: torch.ones(7)})), ["1 of another", "(7,)"]),
+        "NaN": (save("nan.pth.tar", changed("predictor", mask_token=torch.full((1, 1, 24), torch.nan))), ["mask_token", "NaN"]),
+        "infinity": (save("inf.pth.tar", changed("encoder", **{norm: torch.full((48,), torch.inf)})), ["norm.weight"]),
+        "float16": (save("half.pth.tar", content | {"encoder": half}), ["float16", "--to-float32"]),
+        "another model": (save("resnet.pth.tar", {"conv1.weight": torch.zeros(8, 3, 7, 7)}), ["neither", "conv1.weight"]),
+        "another network": (save("net.pth.tar", {"encoder": {"conv1.weight": torch.zeros(1)}}), ["no architecture that we have"]),
+        "a list": (save("list.pth.tar", [1, 2]), ["list"]),
+        "another folder": (bert, ["bert", "ijepa"]),
+        "an empty folder": (folder / "empty", ["config.json"]),
+        "nothing": (folder / "nowhere", ["no such file"]),
+    }  # fmt: skip
+
+
+def save_old(path: Path, value: Any) -> Path:
+    """As torch before 1.6 saved: no archive."""
+    torch.save(value, path, _use_new_zipfile_serialization=False)
+    return path
+
+
+def test_bad_files_are_refused_in_one_line(method: IJEPA, tmp_path: Path, monkeypatch, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    for wrong, (path, words) in damage(release_content(method), tmp_path / "in").items():
+        status, said, errors = run_cli(capsys, "import", path, "--out", "ours.safetensors", *HEADS)
+        assert (wrong, status, said, errors.count("\n")) == (wrong, 2, "", 1), errors
+        assert str(path) in errors
+        for word in words:
+            assert word in errors, (wrong, errors)
+        assert list((tmp_path / "out").iterdir()) == [], wrong
+
+
+def test_an_unknown_width_needs_the_heads(release: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="width 48 is none of .*--heads"):
+        import_weights(release, tmp_path / "ours.safetensors")
+    with pytest.raises(ValueError, match="heads"):
+        import_weights(release, tmp_path / "ours.safetensors", heads=5)
+    assert list(tmp_path.iterdir()) == []
+
+
+# On
+
+
+def small_recipe(**changes: dict[str, Any]) -> Any:
+    values = load_recipe("demo").model_dump()
+    values["data"] |= {"image_size": 32, "channels": 3, "batch_size": 8, "workers": 0, "normalization": "imagenet"}
+    values["model"] = MODEL.model_dump()
+    values["optim"] |= {"lr": 0.0}
+    values["momentum"] |= {"schedule": "fixed", "start": 1.0}
+    values["train"] |= {"max_minutes": None, "max_steps": 1, "precision": "fp32"}
+    values["health"] |= {"num_images": 8}
+    for section, entries in changes.items():
+        values[section] |= entries
+    return type(load_recipe("demo")).model_validate(values)
+
+
+def saved_weights(run: Path) -> dict[str, torch.Tensor]:
+    tensors, info = load_checkpoint(sorted((run / "checkpoints").glob("*.safetensors"))[-1], "method.")
+    assert info["step"] == 1
+    return tensors
+
+
+def test_a_run_starts_from_imported_weights_and_resumes_without_the_flag(imported: Path, tmp_path: Path):
+    # Rates of 0 leave every weight where it started.
+    pretrain("sample:train", small_recipe(), tmp_path / "run", init=imported)
+    start = load_checkpoint(imported)[0]
+    assert all(torch.equal(value, start[name]) for name, value in saved_weights(tmp_path / "run").items())
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["init"]["checkpoint"] == str(imported.resolve())
+    for file in (tmp_path / "run" / "checkpoints").iterdir():  # as if killed before the first save
+        file.unlink()
+    pretrain("sample:train", None, tmp_path / "run", resume=True)
+    assert all(torch.equal(value, start[name]) for name, value in saved_weights(tmp_path / "run").items())
+
+
+def test_one_encoder_serves_for_both_and_positions_follow_the_grid(release: Path, tmp_path: Path):
+    import_weights(release, tmp_path / "one.safetensors", encoder="target", heads=4)
+    recipe = small_recipe(data={"image_size": (48, 32)})
+    pretrain("sample:train", recipe, tmp_path / "run", init=tmp_path / "one.safetensors")
+    start, weights = load_checkpoint(tmp_path / "one.safetensors")[0], saved_weights(tmp_path / "run")
+    for name, value in start.items():
+        for encoder in ("target", "context"):
+            ours = weights[name.replace("target", encoder)]
+            assert ours.shape[1:2] == (24,) if name.endswith("pos_embed") else torch.equal(ours, value)
+
+
+def test_a_checkpoint_that_does_not_fit_starts_no_run(imported: Path, tmp_path: Path):
+    for changes, flag in (
+        ({"model": {"heads": 2}}, "--model.heads 4"),
+        ({"model": {"depth": 3}}, "--model.depth 2"),
+        ({"model": {"predictor_width": 32}}, "--model.predictor-width 24"),
+        ({"data": {"channels": 1}}, "--data.channels 3"),
+    ):
+        with pytest.raises(ValueError, match=flag):
+            pretrain("sample:train", small_recipe(**changes), tmp_path / "run", init=imported)
+    assert list(tmp_path.iterdir()) == []
+
+
+def save_huge(path: str) -> None:
+    """A release checkpoint of ViT-H/14 with small random weights."""
+    recipe = load_recipe("paper_vit_huge_14")
+    with torch.device("meta"):
+        method = IJEPA(recipe.data.size, 3, recipe.model)
+    for value in method.to_empty(device="cpu").state_dict().values():
+        value.detach().uniform_(-0.05, 0.05)
+    torch.save(release_content(method), path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_vit_huge_goes_in_and_out_within_16_gb(tmp_path: Path):
+    release = tmp_path / "huge.pth.tar"
+    make = "import sys; from tests.parity.test_bridge import save_huge; save_huge(sys.argv[1])"  # its memory is not counted
+    root = Path(__file__).resolve().parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", make, release], check=True, cwd=root, env=environment)
+    measure = (
+        "import resource, sys; from openjepa.cli import main; main(sys.argv[1:]); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    ours = tmp_path / "huge.safetensors"
+    commands = [("import", release, "--out", ours)]
+    for form, name in (
+        ("hf", "folder"),
+        ("timm", "timm.safetensors"),
+        ("onnx", "huge.onnx"),
+        ("safetensors", "plain.safetensors"),
+    ):
+        commands.append(("export", ours, "--encoder", "target", "--format", form, "--out", tmp_path / name))
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-c", measure, *map(str, command)], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        peak_gb = int(done.stdout.split()[-1]) * 1024 / 1e9  # pages of mapped files included
+        print(f"{' '.join(map(str, command))}: {peak_gb:.1f} GB\n{done.stdout}")
+        assert peak_gb < 16
