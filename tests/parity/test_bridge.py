@@ -6,6 +6,7 @@ of ../shared/golden. What a library computes is asked of the library, without ou
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from openjepa.run import pretrain
 
 MODEL = Model(width=48, depth=2, heads=4, patch_size=8, predictor_width=24, predictor_depth=2, predictor_heads=4)
 HEADS = ("--heads", "4")
+HUGE_BYTES = 15e9  # of the files of a ViT-H/14 that lie there at one time
 PREDICTOR = {
     "input_proj": "predictor_embed", "blocks": "predictor_blocks", "norm": "predictor_norm", "output_proj": "predictor_proj",
     "pos_embed": "predictor_pos_embed", "mask_token": "mask_token",
@@ -506,6 +508,8 @@ def save_huge(path: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_vit_huge_goes_in_and_out_within_16_gb(tmp_path: Path):
+    if shutil.disk_usage(tmp_path).free < HUGE_BYTES:
+        pytest.skip(f"{tmp_path} has less than {HUGE_BYTES / 1e9:.0f} GB free, which a ViT-H/14's files take")
     release = tmp_path / "huge.pth.tar"
     make = "import sys; from tests.parity.test_bridge import save_huge; save_huge(sys.argv[1])"  # its memory is not counted
     root = Path(__file__).resolve().parents[2]
@@ -532,3 +536,6 @@ def test_vit_huge_goes_in_and_out_within_16_gb(tmp_path: Path):
         peak_gb = int(done.stdout.split()[-1]) * 1024 / 1e9  # pages of mapped files included
         print(f"{' '.join(map(str, command))}: {peak_gb:.1f} GB\n{done.stdout}")
         assert peak_gb < 16
+        for written in tmp_path.iterdir():  # an export that is measured has served
+            if written not in (release, ours):
+                shutil.rmtree(written) if written.is_dir() else written.unlink()
