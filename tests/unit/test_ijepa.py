@@ -6,7 +6,7 @@ import torch
 import openjepa
 from openjepa.config import ENCODERS, Mask, Method, Model, Optim, load_recipe
 from openjepa.engine.optim import group_key
-from openjepa.masks import sample_masks
+from openjepa.masks import Masks, sample_masks
 from openjepa.methods import IJEPA
 from openjepa.methods.regularizers import sigreg, vicreg
 from openjepa.nn.ema import update_target
@@ -92,6 +92,22 @@ def test_patches_as_targets_see_nothing_else():
         method = IJEPA((32, 32), 1, Model(**TINY), Mask(), Method(target_input=target_input, target_norm="none"))
         first, second = method.encode_targets(images, masks), method.encode_targets(changed, masks)
         assert torch.equal(first, second) == same
+
+
+def test_patches_as_targets_are_encoded_together_and_each_once():
+    """The target encoder sees the union of an image's blocks, as in the seed, though blocks overlap and are padded."""
+    blocks = [[[9, 10], [10, 11, 18, 19]], [[40, 41, 42], [3]]]
+    idx = torch.tensor([[block + block[:1] * (4 - len(block)) for block in image] for image in blocks])
+    lengths = torch.tensor([[len(block) for block in image] for image in blocks])
+    method = IJEPA((32, 32), 1, Model(**TINY), Mask(), Method(target_input="patches", target_norm="none"))
+    images = torch.randn(2, 1, 32, 32)
+    targets = method.encode_targets(images, Masks(torch.zeros(2, 1, dtype=torch.int64), torch.ones(2).long(), idx, lengths))
+    for number, image in enumerate(blocks):
+        union = sorted({patch for block in image for patch in block})
+        alone = method.target_encoder(images[number : number + 1], torch.tensor([union]))[0]
+        for block, patches in enumerate(image):
+            expected = alone[[union.index(patch) for patch in patches]]
+            torch.testing.assert_close(targets[number, block, : len(patches)], expected, atol=1e-5, rtol=0)
 
 
 def test_joint_and_per_block_prediction_agree_for_one_block():
