@@ -174,7 +174,14 @@ def _show_rows(axes: Axes, rates: Floats) -> None:
     bars.set_title("by row, %", fontsize=svg.FONT_POINTS, color=QUIET, loc="left", pad=4)
     if len(rates) <= LABELLED_ROWS:
         for row, rate in enumerate(rates):
-            bars.text(rate + 0.04, row, f"{100 * rate:.0f}", va="center", fontsize=7, color=QUIET)
+            bars.text(
+                rate + 0.04,
+                row,
+                f"{100 * rate:.0f}",
+                va="center",
+                fontsize=min(7, 140 / max(axes.images[0].get_size())),
+                color=QUIET,
+            )
 
 
 def _show_scale(figure: Figure | SubFigure, axes: Any, image: AxesImage, colour: str) -> None:

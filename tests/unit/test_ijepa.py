@@ -11,7 +11,6 @@ from openjepa.methods import IJEPA
 from openjepa.methods.regularizers import sigreg, vicreg
 from openjepa.nn.ema import update_target
 from openjepa.nn.encoder import Encoder, VisionTransformer, make_layers
-from openjepa.nn.positions import resize_positions, sine_cosine_positions
 
 TINY = {"width": 32, "depth": 2, "heads": 2, "patch_size": 4, "predictor_width": 16, "predictor_depth": 2, "predictor_heads": 2}
 
@@ -77,6 +76,33 @@ def test_every_weight_is_initialised(monkeypatch):
     assert any(bool(weight.isnan().all()) for weight in make_layers(8, 1, 2, 4.0).parameters())  # the poison works
     method = IJEPA((32, 32), 1, Model(**TINY))
     assert all(bool(weight.isfinite().all()) for weight in method.state_dict().values())
+
+
+def test_initial_weights_are_the_releases_effective_ones():
+    """Truncated normal 0.02, biases 0, norms 1 and 0; the rescale divides what layer l adds by the root of 2 l and nothing else."""
+    shape = {
+        "width": 128,
+        "depth": 3,
+        "heads": 2,
+        "patch_size": 4,
+        "predictor_width": 64,
+        "predictor_depth": 3,
+        "predictor_heads": 2,
+    }
+    starts = []
+    for rescale in (False, True):
+        torch.manual_seed(0)
+        starts.append(dict(IJEPA((32, 32), 3, Model(**shape, residual_rescale=rescale)).named_parameters()))
+    for name, weight in starts[0].items():
+        if "norm" in name or name.endswith(".bias"):
+            assert torch.equal(weight, torch.full_like(weight, float("norm" in name and name.endswith("weight")))), name
+        elif not name.endswith("pos_embed"):
+            spread = 5 * 0.02 / (2 * weight.numel()) ** 0.5  # five standard errors
+            assert weight.std(unbiased=False).item() == pytest.approx(0.02, abs=spread + 1e-4), name
+            assert abs(weight.mean().item()) < 2 * spread and weight.abs().max() <= 2.0, name
+        layer = int(name.split("blocks.")[1].split(".")[0]) + 1 if "blocks." in name else 0
+        divisor = (2 * layer) ** 0.5 if name.endswith(("attn.proj.weight", "mlp.fc2.weight")) else 1.0
+        torch.testing.assert_close(starts[1][name] * divisor, weight, atol=1e-7, rtol=1e-6, msg=name)
 
 
 def test_patches_as_targets_see_nothing_else():
@@ -167,15 +193,6 @@ def test_encoder_takes_bytes_or_fractions_and_other_sizes():
             encoder(images[..., :23])
         with pytest.raises(ValueError, match="channels"):
             encoder(images[:, :1])
-
-
-def test_positions_resize_to_nearly_the_same_features():
-    """A table resized to twice the grid, read at every other patch's centre, stays close to the original."""
-    table = sine_cosine_positions((8, 6), 64)
-    assert resize_positions(table, (8, 6), (8, 6)) is table
-    larger = resize_positions(table, (8, 6), (16, 12)).reshape(8, 2, 6, 2, 64).mean((1, 3)).reshape(48, 64)
-    cosine = torch.nn.functional.cosine_similarity(larger, table, dim=1)
-    assert float(cosine.min()) > 0.97
 
 
 def test_the_public_names_are_there():
