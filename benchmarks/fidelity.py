@@ -44,6 +44,8 @@ def make_tables(shared: Path) -> str:
     if (shared / "golden").is_dir():
         golden, facts = agreement.load_release(shared)
         tables.append(to_table("The release's step, paper recipe", unit, measure_step(golden)))
+        between = agreement.compare_release_with_equations(golden)
+        tables.append(to_table("The release's step itself, against the equations in float64", unit, between))
         tables.append(to_table("The release's schedules", unit, agreement.compare_schedules(facts)))
         for expected in facts["mask_statistics"]:
             grid, batch = expected["grid"], expected["batch"]

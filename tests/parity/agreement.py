@@ -30,6 +30,7 @@ from openjepa.nn.encoder import normalise
 from openjepa.run import make_method, make_schedules, make_trainer
 from openjepa.train import Trainer
 from tests.parity import make_golden
+from tests.parity.equations import Learner, Rates, Setup
 
 FORWARD, GRADIENT, WEIGHT, SCHEDULE = 1e-5, 1e-4, 1e-5, 1e-9
 STANDARD_ERRORS = 4.5  # about 130 statistics are compared: one such table in a thousand would pass this by chance
@@ -218,6 +219,38 @@ def compare_step(golden: Golden) -> list[Agreement]:
             compare(f"loss of each of {len(losses)} steps", FORWARD, {"losses": (torch.stack(losses), golden.tensors["losses"])})
         )
     return rows
+
+
+def compare_release_with_equations(release: Golden) -> list[Agreement]:
+    """The release's own float32 step against equations.py in float64, with none of our code between them."""
+    rates = Rates(2.2e-4, 0.0400222061533011, 0.0400222061533011, 0.996, layer_decay=1.0, max_norm=None, eps=1e-8)
+    setup = Setup((6, 6), 16, 4, 4, True, True, True, True, True)
+    weights = {
+        part[:-1]: {
+            name.removeprefix(part): value
+            for name, value in release.weights.items()
+            if name.startswith(part) and not name.endswith("pos_embed")
+        }
+        for part in PARTS
+    }
+    learner = Learner(weights, setup)
+    outputs, gradients = learner.step(
+        release.images, release.masks.context_idx.tolist(), release.masks.target_idx.tolist(), rates
+    )
+    width = release.tensors["targets"].shape[-1]
+    pairs = {name: (getattr(outputs, name), release.tensors[name].reshape(-1, width)) for name in OUTPUTS}
+    after = {f"{part}.{name}": value for part, values in learner.weights.items() for name, value in values.items()}
+    return [
+        compare("outputs and loss", FORWARD, pairs | {"loss": (outputs.loss, release.tensors["losses"][0])}),
+        compare(
+            "every gradient", GRADIENT, {name: (value, release.tensors[f"gradient.{name}"]) for name, value in gradients.items()}
+        ),
+        compare(
+            "every weight after the step",
+            WEIGHT,
+            {name: (value, release.tensors[f"after.{name}"]) for name, value in after.items()},
+        ),
+    ]
 
 
 def compare_schedules(facts: dict[str, Any]) -> list[Agreement]:

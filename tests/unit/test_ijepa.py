@@ -79,7 +79,7 @@ def test_every_weight_is_initialised(monkeypatch):
 
 
 def test_initial_weights_are_the_releases_effective_ones():
-    """Truncated normal 0.02, biases 0, norms 1 and 0; the rescale divides what layer l adds by the root of 2 l and nothing else."""
+    """Normal 0.02, biases 0, norms 1 and 0; the rescale divides what layer l adds by the root of 2 l, and nothing else."""
     shape = {
         "width": 128,
         "depth": 3,
@@ -99,7 +99,7 @@ def test_initial_weights_are_the_releases_effective_ones():
         elif not name.endswith("pos_embed"):
             spread = 5 * 0.02 / (2 * weight.numel()) ** 0.5  # five standard errors
             assert weight.std(unbiased=False).item() == pytest.approx(0.02, abs=spread + 1e-4), name
-            assert abs(weight.mean().item()) < 2 * spread and weight.abs().max() <= 2.0, name
+            assert abs(weight.mean().item()) < 2 * spread, name
         layer = int(name.split("blocks.")[1].split(".")[0]) + 1 if "blocks." in name else 0
         divisor = (2 * layer) ** 0.5 if name.endswith(("attn.proj.weight", "mlp.fc2.weight")) else 1.0
         torch.testing.assert_close(starts[1][name] * divisor, weight, atol=1e-7, rtol=1e-6, msg=name)
