@@ -172,25 +172,26 @@ def export(
     print(f"Largest absolute difference of a feature in {FORMATS[format].library}: {difference:.2g}")
 
 
-def masks(recipe: str, out: Path, seed: int = 0) -> None:
-    """Draw sampled masks and their measured coverage; no training.
+def masks(recipe: str, out: Path, seed: int = 0, batch_size: int = 256) -> None:
+    """Draw sampled masks and their measured coverage; no training. Multiblock masks are shown beside the reference release's.
 
     Args:
         recipe: A shipped recipe's name or a YAML file.
         out: The PNG file to write.
         seed: Of the masks.
+        batch_size: Images a process draws at once: the release cuts every context to the shortest of them.
     """
-    from openjepa.masks import check_masks, measure_coverage
-    from openjepa.report.masks import save_mask_picture
+    from openjepa.report.masks import draw_sheets, save_mask_picture
 
     loaded = config.load_recipe(recipe)
-    check_masks(loaded.mask, loaded.grid)
-    coverage = measure_coverage(loaded.mask, loaded.grid, seed=seed)
-    save_mask_picture(out, loaded.mask, loaded.grid, title=loaded.name, seed=seed)
-    print(
-        f"{loaded.name}, {loaded.grid[0]} x {loaded.grid[1]} patches: context {coverage.context_frac:.1%}, "
-        f"targets {coverage.target_frac:.1%}, unseen {coverage.unseen_frac:.1%}"
-    )
+    grid = loaded.grid
+    sheets, missing = draw_sheets(loaded.mask, grid, seed=seed, batch_size=batch_size)
+    save_mask_picture(out, sheets, grid, title=loaded.name)
+    print(f"{loaded.name}, {grid[0]} x {grid[1]} patches")
+    for sheet in sheets:
+        print(f"{sheet.title}: {sheet.caption.replace(chr(0xA0), ' ')}; {sheet.rows}")
+    if missing:
+        print(missing)
     print(out)
 
 

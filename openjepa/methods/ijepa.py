@@ -1,8 +1,8 @@
 """I-JEPA: predict the representations of hidden image blocks from visible ones.
 
 Source: Assran et al. 2023 (arXiv 2301.08243, section 3). In reading order: targets, context, prediction, loss, momentum.
-The seed description's variant (targets encoded alone and raw, all predicted in one pass, squared error) is the same
-class with other settings. The paper's equations and the reference release are pinned by tests/parity/test_golden_step.py.
+The seed description's variant (target patches encoded by themselves and raw, all predicted in one pass, squared error) is the
+same class with other settings. Both are pinned by tests/parity/test_golden_step.py, to the release and to the equations.
 Deviations: contexts of unequal length are padded and masked, never cut (tests/laws/test_padding.py); `target_norm: batch`
 and the regularisers are ours, off in the seed and paper recipes.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -78,18 +78,17 @@ class IJEPA(nn.Module):
     def encode_targets(
         self, images: Float[Tensor, "batch channels height width"], masks: Masks
     ) -> Float[Tensor, "batch blocks target dim"]:
-        """s_y: the target encoder's tokens at the target blocks, of the whole image or of each block alone; float32."""
-        num_blocks = masks.target_idx.shape[1]
+        """s_y: the target encoder's tokens at the target blocks, seeing the whole image or the target patches alone; float32."""
+        num_blocks, target_idx = masks.target_idx.shape[1], masks.target_idx.flatten(1)
         if self.settings.target_input == "image":
             tokens: Tensor = self.target_encoder(images).float()
             if self.settings.target_norm == "batch":
                 tokens = (tokens - tokens.mean(0)) / (tokens.var(0, unbiased=False) + 1e-5).sqrt()
-            targets: Tensor = gather_tokens(tokens, masks.target_idx.flatten(1)).unflatten(1, (num_blocks, -1))
+            tokens = gather_tokens(tokens, target_idx)
         else:
-            repeated = images.repeat_interleave(num_blocks, dim=0)
-            block_mask = real_mask(masks.target_mask.flatten(0, 1))
-            tokens = self.target_encoder(repeated, masks.target_idx.flatten(0, 1), block_mask).float()
-            targets = tokens.unflatten(0, (-1, num_blocks))
+            seen_mask = real_mask(first_occurrences(target_idx, self.grid[0] * self.grid[1]))
+            tokens = self.target_encoder(images, target_idx, seen_mask).float()
+        targets: Tensor = tokens.unflatten(1, (num_blocks, -1))
         if self.settings.target_norm == "layer":
             targets = functional.layer_norm(targets, targets.shape[-1:], eps=1e-5)
         return targets
@@ -132,6 +131,13 @@ class IJEPA(nn.Module):
 def real_mask(mask: Bool[Tensor, "*shape"]) -> Bool[Tensor, "*shape"] | None:
     """The mask, or None where nothing is padded, which lets attention skip it."""
     return None if bool(mask.all()) else mask
+
+
+def first_occurrences(idx: Int[Tensor, "batch entries"], num_patches: int) -> Bool[Tensor, "batch entries"]:
+    """True where an index is the first of its kind in the row: not at padding, nor at a patch that an earlier block holds."""
+    order = torch.arange(idx.shape[1], device=idx.device).expand_as(idx)
+    first = torch.full((len(idx), num_patches), idx.shape[1], device=idx.device).scatter_reduce(1, idx, order, "amin")
+    return first.gather(1, idx) == order
 
 
 def mean_tokens(tokens: Float[Tensor, "batch tokens dim"], mask: Bool[Tensor, "batch tokens"]) -> Float[Tensor, "batch dim"]:

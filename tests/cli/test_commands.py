@@ -102,9 +102,12 @@ def test_report_and_doctor_on_the_messy_folder(photos: Path, run: Path):
 
 
 def test_masks_are_drawn_and_their_coverage_printed(tmp_path: Path):
-    result = openjepa("masks", "--recipe", "seed_vit_base_16", "--out", tmp_path / "masks.png")
-    assert re.search(r"context \d+\.\d%, targets \d+\.\d%, unseen \d+\.\d%", result.stdout)
-    assert Image.open(tmp_path / "masks.png").size[0] > 600
+    shares = r"context \d+\.\d %, targets \d+\.\d %, unseen \d+\.\d %; context by row, top to bottom: 0\.\d\d "
+    for recipe, words in (("seed_vit_base_16", ["union"]), ("paper_vit_base_16", ["unbiased", "released"])):
+        result = openjepa("masks", "--recipe", recipe, "--out", tmp_path / f"{recipe}.png", "--batch-size", "64")
+        lines = [line for line in result.stdout.splitlines() if re.search(shares, line)]
+        assert [line.split(":")[0].split()[0] for line in lines] == words
+        assert Image.open(tmp_path / f"{recipe}.png").size[0] > 600
 
 
 def test_recipes_lists_all_and_prints_one_that_loads(tmp_path: Path):
@@ -136,6 +139,7 @@ def test_help_does_not_wait_for_slow_imports():
         (("report", "empty"), ["empty", "run.json"]),
         (("masks", "--recipe", "bad.yaml", "--out", "masks.png"), ["optim.lr", "did you mean"]),
         (("masks", "--recipe", "crowded.yaml", "--out", "masks.png"), ["patches"]),
+        (("masks", "--recipe", "demo", "--out", "masks.png", "--batch-size", "0"), ["--batch-size 0"]),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, arguments: tuple[str, ...], words: list[str]):

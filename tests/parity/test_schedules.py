@@ -1,24 +1,42 @@
-"""Learning rate, weight decay and momentum at the steps that the release recorded, to 1e-9 relative."""
+"""Learning rate, weight decay and momentum of the recipes, as a run makes them: the release's values, and the seed's by hand."""
 
-import json
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest
 
-from openjepa.engine.schedule import cosine_weight_decay, target_momentum, warmup_cosine
+from openjepa.config import load_recipe
+from openjepa.engine.schedule import target_momentum, warmup_cosine
+from openjepa.run import make_schedules
+from tests.parity.agreement import compare_schedules, load_release
 
 
 def test_schedules_equal_the_releases(shared: Path):
-    facts = json.loads((shared / "golden" / "official_step.json").read_text())["schedule"]
-    per_epoch = facts["iterations_per_epoch"]
-    total, warmup = facts["epochs"] * per_epoch, facts["warmup_epochs"] * per_epoch
-    assert len(facts["rows"]) >= 12
-    for row in facts["rows"]:
-        step = row["step"] - 1  # the release counts from 1
-        lr = warmup_cosine(step, total, warmup, facts["start_lr"], facts["lr"], facts["final_lr"])
-        assert lr == pytest.approx(row["lr"], rel=1e-9)
-        assert cosine_weight_decay(step, total, *facts["weight_decay"]) == pytest.approx(row["weight_decay"], rel=1e-9)
-        assert target_momentum(step, total, "linear", *facts["momentum"]) == pytest.approx(row["momentum"], rel=1e-9)
+    facts = load_release(shared)[1]
+    rows = compare_schedules(facts)
+    assert [row.compared for row in rows] == [len(facts["schedule"]["rows"])] * 3
+    assert rows[0].compared >= 12
+    for row in rows:
+        row.check()
+
+
+@pytest.mark.parametrize(
+    ("step", "lr", "momentum"),
+    # By calculator from arXiv 2301.08243, section A.1: 300 epochs of 10 steps, 40 of them warm-up; the 1000th step is
+    # (1000 - 400) / 2600 of the way down: 1e-6 + (1e-3 - 1e-6) x (1 + cos(pi x 3 / 13)) / 2.
+    [
+        (0, 2.02e-4, 0.996),
+        (199, 6e-4, 0.99626533333),
+        (399, 1e-3, 0.996532),
+        (999, 8.743811e-4, 0.997332),
+        (2999, 1e-6, 0.99999866667),
+    ],
+)
+def test_the_papers_schedules_by_hand(step: int, lr: float, momentum: float):
+    schedules = make_schedules(load_recipe("paper_vit_huge_14"), 3000)
+    assert schedules.lr(step) == pytest.approx(lr, rel=1e-6)
+    assert schedules.momentum(step) == pytest.approx(momentum, rel=1e-9)
 
 
 def test_the_seeds_schedules_by_hand():

@@ -134,11 +134,12 @@ def test_masks_of_a_sheet_differ_in_shape() -> None:
     assert len({int((mask[..., :3] == pictures.CONTEXT).all(-1).sum()) for mask in sheet.masks}) > 6
 
 
-@pytest.mark.parametrize(("sampler", "num_captions"), [("multiblock", 2), ("union", 1), ("random", 1), ("block", 1)])
-def test_the_mask_picture_is_a_png_in_the_mask_colours(tmp_path: Path, sampler: str, num_captions: int) -> None:
+@pytest.mark.parametrize(("sampler", "num_sheets"), [("multiblock", 2), ("union", 1), ("random", 1), ("block", 1)])
+def test_the_mask_picture_is_a_png_in_the_mask_colours(tmp_path: Path, sampler: str, num_sheets: int) -> None:
     settings = Mask() if sampler == "multiblock" else Mask(sampler=sampler, **SMALL)
-    captions = masks.save_mask_picture(tmp_path / "masks.png", settings, (14, 14), title="$x$_y")
-    assert len(captions) == num_captions
+    sheets, missing = masks.draw_sheets(settings, (14, 14))
+    masks.save_mask_picture(tmp_path / "masks.png", sheets, (14, 14), title="$x$_y")
+    assert (len(sheets), missing) == (num_sheets, "")
     picture = np.asarray(Image.open(tmp_path / "masks.png").convert("RGB")).astype(int)
     assert min(picture.shape[:2]) > 600
     for colour in (pictures.CONTEXT, pictures.TARGETS[0]):
@@ -148,18 +149,37 @@ def test_the_mask_picture_is_a_png_in_the_mask_colours(tmp_path: Path, sampler: 
     assert [path.name for path in tmp_path.iterdir()] == ["masks.png"]
 
 
-def test_the_release_s_bias_is_in_its_caption(tmp_path: Path) -> None:
+def test_the_release_s_bias_is_in_its_caption() -> None:
     """shared/spec.md: at batch 256 a context keeps 48 of its 82 patches, a quarter of 196."""
-    unbiased, released = masks.save_mask_picture(tmp_path / "masks.png", Mask(), (14, 14), title="paper")
-    share = {words.split(":")[0]: float(re.search(r"context ([\d.]+)", words)[1]) for words in (unbiased, released)}
-    assert share["released"] == pytest.approx(100 * 48 / 196, abs=2)
-    assert share["unbiased"] > 40
+    unbiased, released = masks.draw_sheets(Mask(), (14, 14), batch_size=256)[0]
+    share, fair_share = (float(re.search(r"context ([\d.]+)", sheet.caption)[1]) for sheet in (released, unbiased))
+    assert share == pytest.approx(100 * 48 / 196, abs=2)
+    assert fair_share > 40
+    rows = [float(rate) for rate in re.findall(r"[01]\.\d\d", released.rows)]
+    assert (rows[0], rows[-1]) == (pytest.approx(0.75, abs=0.02), 0)
+    assert rows == pytest.approx(released.context_rate.mean(axis=1), abs=0.0051)
 
 
-def test_settings_that_do_not_fit_are_refused_and_leave_no_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="grid"):
-        masks.save_mask_picture(tmp_path / "masks.png", Mask(), (1, 5), title="x")
-    assert list(tmp_path.iterdir()) == []
+def test_the_release_s_bias_grows_with_the_batch_and_the_title_says_how_large_it_is() -> None:
+    alone, many = (masks.draw_sheets(Mask(), (14, 14), batch_size=size)[0][1] for size in (1, 64))
+    assert alone.title.endswith("the shortest of 1")
+    assert many.title.endswith("the shortest of 64")
+    assert alone.context_rate.mean() > many.context_rate.mean() + 0.1
+    assert abs(alone.context_rate[:13] - alone.context_rate[12::-1]).max() < 0.15  # alone, nothing is cut: top like bottom
+
+
+def test_masks_that_only_the_release_cannot_draw_are_shown_without_its() -> None:
+    sheets, missing = masks.draw_sheets(Mask(), (4, 4))
+    assert len(sheets) == 1
+    assert "released" in missing and "\n" not in missing
+    with pytest.raises(ValueError, match="released"):
+        masks.draw_sheets(Mask(fidelity="released"), (4, 4))
+
+
+@pytest.mark.parametrize(("grid", "batch_size", "words"), [((1, 5), 256, "grid"), ((14, 14), 0, "--batch-size 0")])
+def test_settings_that_do_not_fit_are_refused(grid: tuple[int, int], batch_size: int, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        masks.draw_sheets(Mask(), grid, batch_size=batch_size)
 
 
 # Images

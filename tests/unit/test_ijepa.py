@@ -6,12 +6,11 @@ import torch
 import openjepa
 from openjepa.config import ENCODERS, Mask, Method, Model, Optim, load_recipe
 from openjepa.engine.optim import group_key
-from openjepa.masks import sample_masks
+from openjepa.masks import Masks, sample_masks
 from openjepa.methods import IJEPA
 from openjepa.methods.regularizers import sigreg, vicreg
 from openjepa.nn.ema import update_target
 from openjepa.nn.encoder import Encoder, VisionTransformer, make_layers
-from openjepa.nn.positions import resize_positions, sine_cosine_positions
 
 TINY = {"width": 32, "depth": 2, "heads": 2, "patch_size": 4, "predictor_width": 16, "predictor_depth": 2, "predictor_heads": 2}
 
@@ -79,6 +78,33 @@ def test_every_weight_is_initialised(monkeypatch):
     assert all(bool(weight.isfinite().all()) for weight in method.state_dict().values())
 
 
+def test_initial_weights_are_the_releases_effective_ones():
+    """Normal 0.02, biases 0, norms 1 and 0; the rescale divides what layer l adds by the root of 2 l, and nothing else."""
+    shape = {
+        "width": 128,
+        "depth": 3,
+        "heads": 2,
+        "patch_size": 4,
+        "predictor_width": 64,
+        "predictor_depth": 3,
+        "predictor_heads": 2,
+    }
+    starts = []
+    for rescale in (False, True):
+        torch.manual_seed(0)
+        starts.append(dict(IJEPA((32, 32), 3, Model(**shape, residual_rescale=rescale)).named_parameters()))
+    for name, weight in starts[0].items():
+        if "norm" in name or name.endswith(".bias"):
+            assert torch.equal(weight, torch.full_like(weight, float("norm" in name and name.endswith("weight")))), name
+        elif not name.endswith("pos_embed"):
+            spread = 5 * 0.02 / (2 * weight.numel()) ** 0.5  # five standard errors
+            assert weight.std(unbiased=False).item() == pytest.approx(0.02, abs=spread + 1e-4), name
+            assert abs(weight.mean().item()) < 2 * spread, name
+        layer = int(name.split("blocks.")[1].split(".")[0]) + 1 if "blocks." in name else 0
+        divisor = (2 * layer) ** 0.5 if name.endswith(("attn.proj.weight", "mlp.fc2.weight")) else 1.0
+        torch.testing.assert_close(starts[1][name] * divisor, weight, atol=1e-7, rtol=1e-6, msg=name)
+
+
 def test_patches_as_targets_see_nothing_else():
     """With target_input patches, changing the image outside the targets changes no target; with image it does."""
     masks = sample_masks(Mask(), (8, 8), 1, seed=0, step=0)
@@ -92,6 +118,22 @@ def test_patches_as_targets_see_nothing_else():
         method = IJEPA((32, 32), 1, Model(**TINY), Mask(), Method(target_input=target_input, target_norm="none"))
         first, second = method.encode_targets(images, masks), method.encode_targets(changed, masks)
         assert torch.equal(first, second) == same
+
+
+def test_patches_as_targets_are_encoded_together_and_each_once():
+    """The target encoder sees the union of an image's blocks, as in the seed, though blocks overlap and are padded."""
+    blocks = [[[9, 10], [10, 11, 18, 19]], [[40, 41, 42], [3]]]
+    idx = torch.tensor([[block + block[:1] * (4 - len(block)) for block in image] for image in blocks])
+    lengths = torch.tensor([[len(block) for block in image] for image in blocks])
+    method = IJEPA((32, 32), 1, Model(**TINY), Mask(), Method(target_input="patches", target_norm="none"))
+    images = torch.randn(2, 1, 32, 32)
+    targets = method.encode_targets(images, Masks(torch.zeros(2, 1, dtype=torch.int64), torch.ones(2).long(), idx, lengths))
+    for number, image in enumerate(blocks):
+        union = sorted({patch for block in image for patch in block})
+        alone = method.target_encoder(images[number : number + 1], torch.tensor([union]))[0]
+        for block, patches in enumerate(image):
+            expected = alone[[union.index(patch) for patch in patches]]
+            torch.testing.assert_close(targets[number, block, : len(patches)], expected, atol=1e-5, rtol=0)
 
 
 def test_joint_and_per_block_prediction_agree_for_one_block():
@@ -151,15 +193,6 @@ def test_encoder_takes_bytes_or_fractions_and_other_sizes():
             encoder(images[..., :23])
         with pytest.raises(ValueError, match="channels"):
             encoder(images[:, :1])
-
-
-def test_positions_resize_to_nearly_the_same_features():
-    """A table resized to twice the grid, read at every other patch's centre, stays close to the original."""
-    table = sine_cosine_positions((8, 6), 64)
-    assert resize_positions(table, (8, 6), (8, 6)) is table
-    larger = resize_positions(table, (8, 6), (16, 12)).reshape(8, 2, 6, 2, 64).mean((1, 3)).reshape(48, 64)
-    cosine = torch.nn.functional.cosine_similarity(larger, table, dim=1)
-    assert float(cosine.min()) > 0.97
 
 
 def test_the_public_names_are_there():

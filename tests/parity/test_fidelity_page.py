@@ -1,0 +1,50 @@
+"""docs/fidelity.md tells the truth: its table is the one that is measured, and every test and switch it names is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.fidelity import BEGIN, END, make_tables
+from openjepa.config import list_recipes, recipe_keys
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "fidelity.md").read_text("utf-8")
+
+
+def read_rows(text: str) -> list[tuple[str, str, str, float]]:
+    """(quantity, compared, tolerance, difference) of every row of every table of agreement."""
+    rows = re.findall(r"^\| (.+?) \| (\d+) \| (\S+) \| \**([\d.e+-]+)\** \| .+ \|$", text, re.MULTILINE)
+    return [(quantity, compared, tolerance, float(difference)) for quantity, compared, tolerance, difference in rows]
+
+
+def test_the_table_is_the_one_that_is_measured():
+    """Same quantities and tolerances, in order, and each within its tolerance: here those that need no golden tensors."""
+    table = PAGE.partition(BEGIN)[2].partition(END)[0]
+    written, measured = read_rows(table), read_rows(make_tables(Path("nowhere")))
+    assert len(measured) == 18 and len(written) == 18 + 9 + 3 + 3 + 4 * 5
+    assert [row[:3] for row in written[-18:]] == [row[:3] for row in measured]
+    for quantity, _, tolerance, difference in [*written, *measured]:
+        assert difference <= float(tolerance), quantity
+
+
+def test_what_the_page_names_is_there():
+    tests = re.findall(r"`(tests/[\w/]+\.py)`", PAGE)
+    assert len(set(tests)) > 8
+    for path in {*tests, *re.findall(r"\]\(\.\./([\w/.]+)\)", PAGE)}:
+        assert (ROOT / path).is_file(), path
+    sources = "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", PAGE):
+        assert f"def {name}(" in sources, name
+
+
+@pytest.mark.parametrize("switch", sorted(set(re.findall(r"`((?:mask|model|method|optim)\.\w+)`", PAGE))))
+def test_every_switch_is_a_key_of_a_recipe(switch: str):
+    assert switch in recipe_keys()
+
+
+def test_every_recipe_the_page_names_is_shipped():
+    for name in re.findall(r"`((?:seed|paper)_\w+)`", PAGE):
+        assert name in list_recipes()
