@@ -34,7 +34,8 @@ def load_encoder(run: str | Path, encoder: EncoderName = "context", device: str 
     prefix = f"method.{encoder}_encoder."
     weights = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     if not weights:
-        raise ValueError(f"{run} holds no {encoder} encoder")
+        method = info["recipe"]["method"]["name"]
+        raise ValueError(f"{run} holds no {encoder} encoder, which {method} does without; use --encoder context")
     vit.load_state_dict(weights, strict=True)
     return Encoder(vit, info["mean"], info["std"]).to(pick_device(device)).eval()
 

@@ -28,7 +28,7 @@ from openjepa.engine.schedule import target_momentum, warmup_cosine
 from openjepa.journal import Journal
 from openjepa.machine import describe_machine, describe_versions, read_git_state
 from openjepa.masks import check_masks
-from openjepa.methods import IJEPA, METHODS
+from openjepa.methods import METHODS, Method
 from openjepa.monitor import HealthMonitor, Probe
 from openjepa.nn.encoder import Encoder
 from openjepa.records import RunFolder, write_json
@@ -55,7 +55,7 @@ def make_schedules(recipe: Recipe, total_steps: int) -> Schedules:
     )
 
 
-def make_method(recipe: Recipe) -> IJEPA:
+def make_method(recipe: Recipe) -> Method:
     """The recipe's method with fresh weights from torch's generator."""
     return METHODS[recipe.method.name](
         recipe.data.size, recipe.data.channels, recipe.model, recipe.mask, recipe.method, recipe.train.activation_checkpointing
@@ -292,7 +292,7 @@ class Run:
             "grad_norm": float(record.grad_norm),
             "lr": record.lr,
             "weight_decay": record.weight_decay,
-            "momentum": record.momentum,
+            **({"momentum": record.momentum} if "target" in self.trainer.method.encoders() else {}),
             "images_per_s": self.recipe.data.batch_size / total_s,
             "data_wait_frac": record.data_wait_s / total_s,
             "skipped_steps": record.num_skipped,
