@@ -119,3 +119,18 @@ def test_loss_reconstruction_and_every_gradient_agree(target_norm):
             assert_close(trainable[name][keep], gradient[keep], GRADIENT, name)
         else:
             assert_close(trainable[name], gradient, GRADIENT, name)
+
+
+def test_the_recipes_shapes_are_those_of_their_default_settings():
+    """Theirs default to ViT-B/16; only the class token is theirs alone."""
+    recipe = load_recipe("mae_vit_base_16")
+    defaults = transformers.ViTMAEConfig()
+    assert defaults.mask_ratio == recipe.mask.target_scale[0] == 0.75
+    with torch.device("meta"):
+        ours = MAE(recipe.data.size, recipe.data.channels, recipe.model, recipe.mask, recipe.method)
+        theirs = transformers.ViTMAEForPreTraining(defaults)
+    for our_part, their_part, own in ((ours.context_encoder, theirs.vit, 768), (ours.predictor, theirs.decoder, 0)):
+        counts = [sum(w.numel() for w in part.parameters() if w.requires_grad) for part in (our_part, their_part)]
+        assert counts[0] + own == counts[1]
+    heads = [part.blocks[0].attn.num_heads for part in (ours.context_encoder, ours.predictor)]
+    assert heads == [defaults.num_attention_heads, defaults.decoder_num_attention_heads]
