@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from openjepa import apply
+from openjepa.cli import main
 from openjepa.summarize import write_report
 from tests.cli.test_commands import assert_refused, openjepa
 
@@ -52,20 +53,20 @@ def test_health_and_metrics_leave_out_what_there_is_not(run: Path):
     assert all(row["effective_rank_pooled"] >= 1 for row in health)
 
 
-def test_resume_is_bit_equal(photos: Path, run: Path, tmp_path: Path):
+def test_resume_is_bit_equal(photos: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     copy, last = tmp_path / "copy", "step-00000006.safetensors"
     shutil.copytree(run, copy)
     (copy / "checkpoints" / last).unlink()
-    assert "Resuming at step 3 of 6" in openjepa("pretrain", photos, "--out", copy, "--resume").stderr
+    main(["pretrain", str(photos), "--out", str(copy), "--resume"])
+    assert "Resuming at step 3 of 6" in capsys.readouterr().err
     assert (copy / "checkpoints" / last).read_bytes() == (run / "checkpoints" / last).read_bytes()
 
 
 def test_evaluate_embed_and_report(photos: Path, run: Path, tmp_path: Path):
-    labelled = ("--protocol", "knn", "--train", photos, "--test", photos)
-    record = json.loads(openjepa("evaluate", run, *labelled, "--json").stdout)
+    record = apply.evaluate(run, "knn", str(photos), str(photos))
     assert (record["encoder"], record["accuracy"]) == ("context", 1.0)
-    refused = openjepa("evaluate", run, *labelled, "--encoder", "target", check=False)
-    assert_refused(refused, "no target encoder", "mae", "--encoder context")
+    target = ("--protocol", "knn", "--train", photos, "--test", photos, "--encoder", "target")
+    assert_refused(openjepa("evaluate", run, *target, check=False), "no target encoder", "mae", "--encoder context")
     assert apply.embed(run, str(photos), tmp_path / "features.parquet") == 32
     with pytest.raises(ValueError, match="no target encoder"):
         apply.embed(run, str(photos), tmp_path / "no.parquet", "target")
@@ -77,15 +78,18 @@ def test_evaluate_embed_and_report(photos: Path, run: Path, tmp_path: Path):
 
 
 def test_a_flag_turns_another_recipe_into_mae(photos: Path, tmp_path: Path):
-    openjepa("pretrain", photos, "--out", tmp_path / "run", "--recipe", "demo", "--method.name", "mae", *TINY)
+    main(["pretrain", str(photos), "--out", str(tmp_path / "run"), "--recipe", "demo", "--method.name", "mae", *TINY])
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert facts["recipe"]["method"]["name"] == "mae"
     # By hand: two layers, projections of 32 x 16 and of 16 x 16 pixels a patch, mask token, final norm.
     assert facts["num_parameters"]["predictor"] == 2 * (12 * 16**2 + 13 * 16) + (32 * 16 + 16) + (16 * 16 + 16) + 16 + 32
 
 
-def test_what_would_steer_a_target_encoder_is_refused(photos: Path, tmp_path: Path):
-    flags = ("--recipe", "mae_demo", *TINY, "--momentum.start", "0.99")
-    refused = openjepa("pretrain", photos, "--out", tmp_path / "run", *flags, check=False)
-    assert_refused(refused, "momentum.start 0.99", "mae", "use 0.996")
+def test_what_would_steer_a_target_encoder_is_refused(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["pretrain", str(photos), "--out", str(tmp_path / "run"), "--recipe", "mae_demo", *TINY]
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--momentum.start", "0.99"])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "momentum.start 0.99 has no target encoder to act on with method.name mae; use 0.996" in line
     assert not (tmp_path / "run").exists()
