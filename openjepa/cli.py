@@ -44,7 +44,7 @@ def make_pretrain(base: config.Recipe) -> Callable[..., None]:
         checkpoint: config.Checkpoint = base.checkpoint,
         health: config.Health = base.health,
     ) -> None:
-        """Pretrain I-JEPA on images and say whether it learns.
+        """Pretrain I-JEPA, or the recipe's method, on images and say whether it learns.
 
         Args:
             images: A folder of images (any nesting), sample:train, or fashion-mnist:FOLDER:train.
@@ -60,7 +60,7 @@ def make_pretrain(base: config.Recipe) -> Callable[..., None]:
             mask: Which patches are context and which are targets.
             method: What is predicted and how the error counts.
             optim: AdamW and its schedules.
-            momentum: How the target encoder follows the context encoder.
+            momentum: How the target encoder follows the context encoder; I-JEPA alone.
             train: Length, precision and place of the run.
             checkpoint: When the state is saved and what is kept.
             health: When the run measures itself.

@@ -77,7 +77,7 @@ class Model(Section):
     patch_size: int = Field(default=16, ge=1)
     """Side of a patch in pixels."""
     predictor_width: int = Field(default=384, ge=4)
-    """Predictor token width."""
+    """Predictor token width; the predictor is MAE's decoder."""
     predictor_depth: int = Field(default=6, ge=1)
     """Predictor layers."""
     predictor_heads: int = Field(default=12, ge=1)
@@ -114,12 +114,12 @@ class Mask(Section):
 
 
 class Method(Section):
-    name: Literal["ijepa"] = "ijepa"
+    name: Literal["ijepa", "mae"] = "ijepa"
     """The method, a file of openjepa/methods."""
     target_input: Literal["image", "patches"] = "image"
-    """What the target encoder sees: the whole image, or the target patches alone."""
+    """What the target encoder sees: the whole image, or the target patches alone. MAE cuts its targets from the image."""
     target_norm: Literal["none", "layer", "batch"] = "layer"
-    """layer: each target token to mean 0, variance 1; batch: each position standardised over the batch."""
+    """layer: each target token (MAE: each patch's pixels) to mean 0, variance 1; batch: each position over the batch."""
     predict: Literal["joint", "per_block"] = "per_block"
     """Predict all target blocks in one pass, or each in a pass of its own."""
     loss: Literal["smooth_l1", "mse"] = "smooth_l1"
@@ -157,7 +157,7 @@ class Optim(Section):
 
 class Momentum(Section):
     schedule: Literal["cosine", "linear", "fixed"] = "linear"
-    """How the target encoder's momentum goes from start to end; fixed stays at start."""
+    """How the target encoder's momentum goes from start to end; fixed stays at start. MAE has none and takes no other value."""
     start: float = Field(default=0.996, ge=0, le=1)
     """Momentum at the first step."""
     end: float = Field(default=1.0, ge=0, le=1)
@@ -254,6 +254,8 @@ class Recipe(Section):
                 f"method.regularizer {self.method.regularizer} does not go with method.regularizer_weight "
                 f"{self.method.regularizer_weight:g}; set both or neither"
             )
+        if self.method.name == "mae":
+            self._fits_mae()
         for section, key in (("data", "crop_scale"), ("mask", "context_scale"), ("mask", "target_scale"),
                              ("mask", "context_aspect"), ("mask", "target_aspect")):  # fmt: skip
             low, high = getattr(getattr(self, section), key)
@@ -261,6 +263,22 @@ class Recipe(Section):
                 limit = " <= 1" if "scale" in key else ""
                 raise ValueError(f"{section}.{key} ({low:g}, {high:g}) must satisfy 0 < smallest <= largest{limit}")
         return self
+
+    def _fits_mae(self) -> None:
+        """MAE has no target encoder: what would steer one is refused, not ignored."""
+        for key, value, allowed in (
+            ("target_input", self.method.target_input, ("image",)),
+            ("target_norm", self.method.target_norm, ("none", "layer")),
+        ):
+            if value not in allowed:
+                raise ValueError(
+                    f"method.{key} {value} is for targets of an encoder, method.name mae has pixels; use {' or '.join(allowed)}"
+                )
+        for key, default in Momentum().model_dump().items():
+            if (value := getattr(self.momentum, key)) != default:
+                raise ValueError(f"momentum.{key} {value} has no target encoder to act on with method.name mae; use {default}")
+        if self.method.target_norm == "layer" and self.model.patch_size**2 * self.data.channels == 1:
+            raise ValueError("method.target_norm layer needs more than one value a patch; use none or a larger model.patch_size")
 
 
 def list_recipes() -> list[str]:

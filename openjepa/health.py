@@ -50,24 +50,27 @@ def effective_rank(features: Float[Tensor, "samples dim"]) -> float:
 def measure_features(
     context_pooled: Float[Tensor, "images dim"],
     context_patches: Float[Tensor, "tokens dim"],
-    target_patches: Float[Tensor, "tokens dim"],
+    target_patches: Float[Tensor, "tokens dim"] | None,
 ) -> dict[str, float]:
     """Rank, spread and drift of features of the same images, in float32.
 
     feature_std: mean over dimensions of the standard deviation over images. image_cosine: mean cosine between the pooled
-    features of different images. context_target_drift: 1 - mean cosine between the two encoders' tokens of a patch.
+    features of different images. context_target_drift: 1 - mean cosine between the two encoders' tokens of a patch, left out
+    where there is no target encoder.
     """
     num_images = len(context_pooled)
     unit = functional.normalize(context_pooled, dim=1)
     cosine = (unit.sum(0).square().sum() - num_images) / (num_images * (num_images - 1))
+    drift = {}
+    if target_patches is not None:
+        drift["context_target_drift"] = float(1 - functional.cosine_similarity(context_patches, target_patches).mean())
     return {
         "effective_rank_pooled": effective_rank(context_pooled),
         "effective_rank_patches": effective_rank(context_patches),
         "feature_std": float(context_pooled.std(0).mean()),
         "feature_variance": float(context_pooled.var(0).mean()),
         "image_cosine": float(cosine),
-        "context_target_drift": float(1 - functional.cosine_similarity(context_patches, target_patches).mean()),
-    }
+    } | drift
 
 
 def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
@@ -81,6 +84,7 @@ def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
     now = rows[-1]
     step, rank = now["step"], now["effective_rank_pooled"]
     best = max(row["effective_rank_pooled"] for row in rows)
+    momentum_too = " or raise momentum.start" if "context_target_drift" in now else ""  # MAE has no target encoder
     if now["skipped_in_a_row"] > 0 or not math.isfinite(now["explained_variance"]):
         return Verdict("diverging", "the loss or its gradient is not finite.", "Lower optim.lr or lengthen the warm-up.", step)
     if len(rows) < MIN_MEASUREMENTS:
@@ -89,7 +93,7 @@ def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
         return Verdict(
             "collapsed",
             f"all images look alike to the encoder: mean cosine {now['image_cosine']:.3f}, effective rank {rank:.1f}.",
-            "Start again with method.regularizer vicreg, a higher momentum.start or a lower optim.lr.",
+            f"Start again with method.regularizer vicreg or a lower optim.lr{momentum_too}.",
             step,
         )
     if now["feature_variance"] < MIN_FEATURE_VARIANCE or _is_falling(rows, best):
@@ -97,7 +101,7 @@ def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
             "collapsing",
             f"effective rank {rank:.1f}, {rank / best:.0%} of its best ({best:.1f}); "
             f"feature variance {now['feature_variance']:.3g}.",
-            "If it keeps falling, turn on method.regularizer vicreg or raise momentum.start.",
+            f"If it keeps falling, turn on method.regularizer vicreg{momentum_too}.",
             step,
         )
     if now["explained_variance"] < LEARNED_VARIANCE_FRAC:

@@ -15,7 +15,7 @@ from torch import Tensor
 from openjepa.apply import find_checkpoint
 from openjepa.config import Model, Recipe, build_recipe, changed_keys
 from openjepa.engine.checkpoint import digest, load_checkpoint
-from openjepa.methods import IJEPA
+from openjepa.methods import Method
 from openjepa.nn.positions import resize_positions
 
 ENCODERS = ("context_encoder", "target_encoder")
@@ -34,14 +34,14 @@ class InitialWeights:
     mean: list[float]  # of the images that they were trained on, in [0, 1], one value a channel
     std: list[float]
 
-    def fill(self, method: IJEPA) -> None:
+    def fill(self, method: Method) -> None:
         """Put the weights into a method of the same shapes, in place."""
-        for part in (*ENCODERS, "predictor"):
+        for part in (*(f"{name}_encoder" for name in method.encoders()), "predictor"):
             weights = self.parts.get(part)
             if weights is None and part in ENCODERS:
                 weights = next(self.parts[encoder] for encoder in ENCODERS if encoder in self.parts)
             if weights is not None:
-                table = resize_positions(weights["pos_embed"][0], self.grid, method.grid)[None]
+                table = resize_positions(weights["pos_embed"][0], self.grid, method.context_encoder.grid)[None]
                 method.get_submodule(part).load_state_dict(weights | {"pos_embed": table}, strict=True)
 
     def describe(self, grid: tuple[int, int]) -> str:
@@ -62,6 +62,8 @@ def open_initial(checkpoint: str | Path, recipe: Recipe) -> InitialWeights:
     for key, value in tensors.items():
         _, part, name = key.split(".", 2)
         parts.setdefault(part, {})[name] = value
+    if theirs.method.name != recipe.method.name:
+        parts.pop("predictor", None)  # of another method, whose predictions are of another kind
     if not parts.keys() & set(ENCODERS):
         raise ValueError(f"{path} holds no encoder")
     _require_same_shapes(recipe, theirs, "predictor" in parts, path.name)

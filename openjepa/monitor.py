@@ -17,7 +17,7 @@ from openjepa.data.sources import ImageSource
 from openjepa.evals import PROTOCOLS
 from openjepa.evals.features import RawPixels, extract_features
 from openjepa.health import measure_features
-from openjepa.methods import IJEPA
+from openjepa.methods import Method
 from openjepa.nn.encoder import Encoder
 
 TOKENS_PER_IMAGE = 4  # enough tokens for a rank, few enough for a fast singular value decomposition
@@ -32,11 +32,11 @@ class HealthMonitor:
         self.batches: list[Tensor] = [images for images, _, _ in batches]
 
     @torch.inference_mode()
-    def measure(self, method: IJEPA, mean: Tensor, std: Tensor) -> dict[str, float]:
+    def measure(self, method: Method, mean: Tensor, std: Tensor) -> dict[str, float]:
         """The numbers of health.measure_features for the method's encoders."""
         method.eval()
         pooled: list[Tensor] = []
-        tokens: dict[str, list[Tensor]] = {"context": [], "target": []}
+        tokens: dict[str, list[Tensor]] = {name: [] for name in method.encoders()}
         for images in self.batches:
             for name, vit in method.encoders().items():
                 encoder = Encoder(vit, mean.flatten().tolist(), std.flatten().tolist()).to(mean.device)
@@ -47,7 +47,8 @@ class HealthMonitor:
                 if name == "context":
                     pooled.append(output.pooled.cpu())
         method.train()
-        return measure_features(torch.cat(pooled), torch.cat(tokens["context"]), torch.cat(tokens["target"]))
+        target_patches = torch.cat(tokens["target"]) if "target" in tokens else None
+        return measure_features(torch.cat(pooled), torch.cat(tokens["context"]), target_patches)
 
 
 class Probe:

@@ -29,7 +29,7 @@ from openjepa.initial import InitialWeights, open_initial
 from openjepa.journal import Journal
 from openjepa.machine import describe_machine, describe_versions, read_git_state
 from openjepa.masks import check_masks
-from openjepa.methods import IJEPA, METHODS
+from openjepa.methods import METHODS, Method
 from openjepa.methods.cost import count_flops
 from openjepa.monitor import HealthMonitor, Probe
 from openjepa.nn.encoder import Encoder
@@ -59,7 +59,7 @@ def make_schedules(recipe: Recipe, total_steps: int) -> Schedules:
     )
 
 
-def make_method(recipe: Recipe) -> IJEPA:
+def make_method(recipe: Recipe) -> Method:
     """The recipe's method with fresh weights from torch's generator."""
     return METHODS[recipe.method.name](
         recipe.data.size, recipe.data.channels, recipe.model, recipe.mask, recipe.method, recipe.train.activation_checkpointing
@@ -322,7 +322,7 @@ class Run:
             "grad_norm": float(record.grad_norm),
             "lr": record.lr,
             "weight_decay": record.weight_decay,
-            "momentum": record.momentum,
+            **({"momentum": record.momentum} if "target" in self.trainer.method.encoders() else {}),
             "images_per_s": self.recipe.data.batch_size / total_s,
             "fraction_of_peak": sum(count_flops(self.trainer.method, record.batch.masks).values()) / total_s / self.peak_flops,
             "data_wait_frac": record.data_wait_s / total_s,

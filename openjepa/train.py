@@ -18,7 +18,7 @@ from torch.optim import AdamW
 from openjepa.data.loader import Batch
 from openjepa.engine.optim import clip_gradients, set_rates
 from openjepa.engine.precision import Precision, autocast
-from openjepa.methods import IJEPA
+from openjepa.methods import Method
 from openjepa.nn.encoder import normalise
 
 MAX_SKIPPED_IN_A_ROW = 10
@@ -54,7 +54,7 @@ class StepRecord:
 class Trainer:
     """A method, its optimizer and schedules, and how a step is computed."""
 
-    method: IJEPA
+    method: Method
     optimizer: AdamW
     scaler: torch.amp.GradScaler
     schedules: Schedules

@@ -1,10 +1,9 @@
-"""One file, one paper, one contract: called on (images, masks) a method returns (loss, metrics).
-
-It also has `update_target(momentum)`, and `encoders()`, the encoders that can be used afterwards by name.
-"""
+"""One file, one paper, one contract (`Method`). METHODS makes them from the image's size and channels and recipe sections."""
 
 from openjepa.methods.ijepa import IJEPA
+from openjepa.methods.mae import MAE
+from openjepa.methods.method import Method
 
-__all__ = ["IJEPA", "METHODS"]
+__all__ = ["IJEPA", "MAE", "METHODS", "Method"]
 
-METHODS = {"ijepa": IJEPA}
+METHODS: dict[str, type[IJEPA] | type[MAE]] = {"ijepa": IJEPA, "mae": MAE}

@@ -15,22 +15,25 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from openjepa.masks import Masks
+from openjepa.methods.method import Method
 
 TRAINED = 3  # forward, gradients of the inputs, gradients of the weights: each a product of the same size
 
 Lengths = Float64[Tensor, " sequences"]
 
 
-def count_flops(method: Any, masks: Masks) -> dict[str, float]:
+def count_flops(method: Method, masks: Masks) -> dict[str, float]:
     """FLOPs of one step of a method on these masks, of its target encoder, context encoder and predictor."""
-    vit, predictor, settings = method.context_encoder, method.predictor, method.settings
+    vit: Any = method.context_encoder
+    predictor: Any = method.predictor
+    settings: Any = method.settings
     context, targets = masks.context_lengths.double().cpu(), masks.target_lengths.double().cpu()
     hidden = vit.blocks[0].mlp.fc1.out_features
     embed = 2 * vit.channels * vit.patch_size**2 * vit.embed_dim  # a patch
 
     flops = {"context": 2 * embed * float(context.sum())}  # forward and weights
     flops["context"] += TRAINED * len(vit.blocks) * count_layer(context, vit.embed_dim, hidden)
-    if hasattr(method, "target_encoder"):
+    if "target" in method.encoders():
         whole = torch.full_like(context, vit.grid[0] * vit.grid[1])
         seen = whole if settings.target_input == "image" else count_distinct(masks.target_idx)
         flops["target"] = embed * float(seen.sum()) + len(vit.blocks) * count_layer(seen, vit.embed_dim, hidden)

@@ -13,20 +13,19 @@ import copy
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from openjepa import config
 from openjepa.masks import Masks, sample_masks
+from openjepa.methods.method import Method, Metrics
 from openjepa.methods.regularizers import REGULARIZERS
 from openjepa.nn.ema import update_target
 from openjepa.nn.encoder import VisionTransformer, gather_tokens
 from openjepa.nn.predictor import Predictor
 
-Metrics = dict[str, Tensor]
 
-
-class IJEPA(nn.Module):
+class IJEPA(Method):
     """Context encoder, target encoder and predictor; called on normalised images it returns (loss, metrics)."""
 
     def __init__(

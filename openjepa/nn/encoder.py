@@ -87,6 +87,11 @@ def gather_tokens(
     return tokens.gather(1, token_idx.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
+def patchify(images: Float[Tensor, "batch channels height width"], patch_size: int) -> Float[Tensor, "batch patches pixels"]:
+    """The pixels of every patch, patches row by row, within a patch in the order channel, row, column."""
+    return functional.unfold(images, patch_size, stride=patch_size).transpose(1, 2)
+
+
 class VisionTransformer(timm_vit.VisionTransformer):
     """timm's ViT without class token, with fixed positions and a forward pass over kept patches."""
 
@@ -119,7 +124,7 @@ class VisionTransformer(timm_vit.VisionTransformer):
         grid = (height // self.patch_size, width // self.patch_size)
         if grid[0] * self.patch_size != height or grid[1] * self.patch_size != width:
             raise ValueError(f"an image of {height} x {width} px cannot be cut into patches of {self.patch_size} px")
-        pixels = functional.unfold(images, self.patch_size, stride=self.patch_size).transpose(1, 2)
+        pixels = patchify(images, self.patch_size)
         projection = self.patch_embed.proj
         tokens = functional.linear(pixels, projection.weight.flatten(1), projection.bias)
         return tokens + resize_positions(self.pos_embed[0], self.grid, grid)

@@ -18,7 +18,7 @@ from openjepa.nn.positions import sine_cosine_positions
 
 
 class Predictor(nn.Module):
-    """Predicts target tokens of the encoder's width."""
+    """Predicts target tokens, of the encoder's width unless told otherwise."""
 
     pos_embed: Tensor
 
@@ -30,12 +30,13 @@ class Predictor(nn.Module):
         depth: int,
         heads: int,
         *,
+        output_width: int | None = None,
         positions: Literal["own", "projected"] = "own",
         residual_rescale: bool = False,
         checkpointing: bool = False,
     ) -> None:
-        """positions: own adds a table of the predictor's width after the input projection; projected sends the
-        encoder's table through it, as the seed describes."""
+        """output_width: width of a prediction; None takes the encoder's. positions: own adds a table of the predictor's
+        width after the input projection; projected sends the encoder's table through it, as the seed describes."""
         super().__init__()
         self.positions = positions
         self.checkpointing = checkpointing
@@ -43,7 +44,7 @@ class Predictor(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         self.blocks = make_layers(width, depth, heads, mlp_ratio=4.0)
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.output_proj = nn.Linear(width, encoder_width)
+        self.output_proj = nn.Linear(width, output_width or encoder_width)
         table_width = width if positions == "own" else encoder_width
         self.register_buffer("pos_embed", sine_cosine_positions(grid, table_width)[None])
         initialise(self, self.blocks, residual_rescale)
@@ -57,7 +58,7 @@ class Predictor(nn.Module):
         target_idx: Int[Tensor, "batch blocks target"],
         target_mask: Bool[Tensor, "batch blocks target"] | None,
         predict: Literal["joint", "per_block"],
-    ) -> Float[Tensor, "batch blocks target encoder_width"]:
+    ) -> Float[Tensor, "batch blocks target output_width"]:
         """Predictions for every target patch. The masks are True at real tokens; None means that all are real."""
         num_context, (num_blocks, num_targets) = context.shape[1], target_idx.shape[1:]
         context, targets = self._add_positions(context, context_idx, target_idx.flatten(1))

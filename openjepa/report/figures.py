@@ -102,7 +102,7 @@ def draw_loss(rows: Sequence[Row]) -> Chart | None:
         lines.append(Line(f"mean of {width} logged steps", raw.steps, smooth(raw.values, width), 1))
     else:
         lines = [Line("loss", raw.steps, raw.values, 1)]
-    plan = Plan("loss", "Training loss", (), "Targets move as the encoder learns, so the loss may rise in a good run.")
+    plan = Plan("loss", "Training loss", (), "Targets of an encoder move as it learns, so the loss may rise in a good run.")
     return _draw(plan, lines, None)
 
 

@@ -22,7 +22,7 @@ from openjepa.config import Recipe, build_recipe, changed_keys, list_recipes, lo
 PACKAGE = Path(config.__file__).parent
 SECTIONS = {name: field.annotation for name, field in Recipe.model_fields.items() if name not in {"name", "description"}}
 SHIPPED = ["demo", "paper_vit_base_16", "paper_vit_giant_16", "paper_vit_huge_14", "paper_vit_huge_16_448",
-           "paper_vit_large_16", "seed_vit_base_16"]  # fmt: skip
+           "paper_vit_large_16", "seed_vit_base_16", "mae_demo", "mae_vit_base_16"]  # fmt: skip
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -191,7 +191,8 @@ def values_of(annotation: Any) -> st.SearchStrategy[Any]:
 
 # These must fit together; test_values_that_do_not_fit_together has them.
 BOUND = {"data.image_size", "data.batch_size", "train.accumulation_steps", "method.regularizer", "method.regularizer_weight",
-         "method.target_norm", "method.target_input"} | {f"model.{key}" for key in config.Model.model_fields}  # fmt: skip
+         "method.target_norm", "method.target_input", "method.name"}  # fmt: skip
+BOUND |= {f"model.{key}" for key in config.Model.model_fields}
 FREE = [key for key in recipe_keys() if "." in key and key not in BOUND]
 
 
@@ -275,7 +276,7 @@ def test_a_circle_of_extends_stops(tmp_path: Path, chain: list[str]) -> None:
         ("data: {batch_size: 0}", "data.batch_size = 0"),
         ("model: {encoder: enormous}", "'tiny', 'small', 'base', 'large', 'huge' or 'giant'"),
         ("model: {residual_rescale: 7}", "model.residual_rescale = 7"),
-        ("method: {name: mae}", "method.name = 'mae'"),
+        ("method: {name: mea}", "method.name = 'mea'"),
         ("1: 2", "1 is not the name of a section"),
         ("optim: {1: 2}", "optim"),
         ("- a\n- b", "a recipe is a mapping of sections, found list"),
@@ -317,6 +318,11 @@ def test_files_that_are_not_text(tmp_path: Path) -> None:
         ({"method": {"regularizer": "vicreg"}}, "set both or neither"),
         ({"method": {"regularizer_weight": 0.1}}, "set both or neither"),
         ({"method": {"target_norm": "batch", "target_input": "patches"}}, "needs target_input image"),
+        ({"method": {"name": "mae", "target_input": "patches"}}, "method.target_input patches is for targets of an encoder"),
+        ({"method": {"name": "mae", "target_norm": "batch"}}, "method.name mae has pixels; use none or layer"),
+        ({"method": {"name": "mae"}, "momentum": {"start": 0.99}}, "momentum.start 0.99 has no target encoder to act on"),
+        ({"method": {"name": "mae"}, "momentum": {"schedule": "fixed"}}, "with method.name mae; use linear"),
+        ({"method": {"name": "mae"}, "model": {"patch_size": 1}, "data": {"channels": 1}}, "more than one value a patch"),
         ({"mask": {"target_scale": [0.3, 0.2]}}, "mask.target_scale (0.3, 0.2) must satisfy 0 < smallest <= largest <= 1"),
         ({"mask": {"context_scale": [0.5, 1.5]}}, "mask.context_scale (0.5, 1.5)"),
         ({"data": {"crop_scale": [0, 1]}}, "data.crop_scale (0, 1)"),

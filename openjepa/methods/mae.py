@@ -1,0 +1,120 @@
+"""MAE: reconstruct the pixels of hidden patches from visible ones. The yardstick for I-JEPA.
+
+Source: He et al. 2021 (arXiv 2111.06377, section 3). In reading order: masked patches, encoder, decoder, targets, loss. The
+decoder is I-JEPA's predictor with pixels as output: a narrow ViT on encoded visible patches and mask tokens, all with positions.
+tests/parity/test_mae.py compares loss, reconstruction and gradients with transformers' MAE.
+Deviations, so that I-JEPA and MAE differ in the method alone: no class token (the paper's section A.1 has average pooling do as
+well); the encoder's and predictor's own initial weights instead of Xavier's; a patch's pixels are in the order channel, row,
+column. Any sampler's masks, smooth L1 and a regulariser work too; the paper's are random ones of 75 %, squared error and none.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from openjepa import config
+from openjepa.masks import Masks, sample_masks
+from openjepa.methods.ijepa import explain_variance, mean_tokens, real_mask
+from openjepa.methods.method import Method, Metrics
+from openjepa.methods.regularizers import REGULARIZERS
+from openjepa.nn.encoder import VisionTransformer, gather_tokens, patchify
+from openjepa.nn.predictor import Predictor
+
+
+class MAE(Method):
+    """Encoder and decoder (`predictor`); called on normalised images it returns (loss, metrics)."""
+
+    def __init__(
+        self,
+        image_size: tuple[int, int] = (224, 224),
+        channels: int = 3,
+        model: config.Model | None = None,
+        mask: config.Mask | None = None,
+        method: config.Method | None = None,
+        checkpointing: bool = False,
+    ) -> None:
+        """image_size: height and width in pixels. The paper's ViT-B/16 is the recipe mae_vit_base_16."""
+        super().__init__()
+        model, self.mask, self.settings = model or config.Model(), mask or config.Mask(), method or config.Method(name="mae")
+        self.context_encoder = VisionTransformer(
+            image_size, model.patch_size, channels, model.encoder_shape,
+            residual_rescale=model.residual_rescale, checkpointing=checkpointing,
+        )  # fmt: skip
+        self.grid = self.context_encoder.grid
+        self.predictor = Predictor(
+            self.grid, self.context_encoder.embed_dim, model.predictor_width, model.predictor_depth, model.predictor_heads,
+            output_width=model.patch_size**2 * channels,
+            positions=model.predictor_positions, residual_rescale=model.residual_rescale, checkpointing=checkpointing,
+        )  # fmt: skip
+
+    def forward(
+        self, images: Float[Tensor, "batch channels height width"], masks: Masks | None = None
+    ) -> tuple[Float[Tensor, ""], Metrics]:
+        """Loss and detached metrics of a batch; without masks, fresh ones are drawn from torch's generator."""
+        if masks is None:
+            seed = int(torch.randint(2**31, ()))
+            masks = sample_masks(self.mask, self.grid, len(images), seed=seed, step=0).to(images.device)
+        context = self.encode_context(images, masks)
+        predictions = self.predict(context, masks)
+        with torch.autocast(images.device.type, enabled=False):
+            targets = self.cut_targets(images.float(), masks)
+            predictions, context = predictions.float(), context.float()
+            loss = self.prediction_loss(predictions, targets, masks)
+            metrics = {"prediction_loss": loss.detach()} | explain_variance(predictions.detach(), targets, masks.target_mask)
+            if self.settings.regularizer != "none":
+                term = REGULARIZERS[self.settings.regularizer](mean_tokens(context, masks.context_mask))
+                loss = loss + self.settings.regularizer_weight * term
+                metrics["regularizer"] = term.detach()
+        metrics["context_tokens"] = masks.context_lengths.float().mean()
+        metrics["target_tokens"] = masks.target_lengths.float().sum(1).mean()
+        return loss, metrics | {"loss": loss.detach()}
+
+    def encode_context(
+        self, images: Float[Tensor, "batch channels height width"], masks: Masks
+    ) -> Float[Tensor, "batch context dim"]:
+        """The encoder: tokens of the visible patches alone; mask tokens come only after it."""
+        tokens: Tensor = self.context_encoder(images, masks.context_idx, real_mask(masks.context_mask))
+        return tokens
+
+    def predict(self, context: Float[Tensor, "batch context dim"], masks: Masks) -> Float[Tensor, "batch blocks target pixels"]:
+        """The decoder: the pixels of every masked patch, from the encoded visible ones and shared mask tokens."""
+        context_mask, target_mask = real_mask(masks.context_mask), real_mask(masks.target_mask)
+        predictions: Tensor = self.predictor(
+            context, masks.context_idx, context_mask, masks.target_idx, target_mask, self.settings.predict
+        )
+        return predictions
+
+    def cut_targets(
+        self, images: Float[Tensor, "batch channels height width"], masks: Masks
+    ) -> Float[Tensor, "batch blocks target pixels"]:
+        """The reconstruction target: the pixels of the masked patches, by `target_norm: layer` normalised within each patch.
+
+        The standard deviation is that of the authors' code: the variance over pixels - 1 ones, plus 1e-6.
+        """
+        pixels = gather_tokens(patchify(images, self.context_encoder.patch_size), masks.target_idx.flatten(1))
+        if self.settings.target_norm == "layer":
+            variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
+            pixels = (pixels - mean) / (variance + 1e-6).sqrt()
+        targets: Tensor = pixels.unflatten(1, tuple(masks.target_idx.shape[1:]))
+        return targets
+
+    def prediction_loss(
+        self,
+        predictions: Float[Tensor, "batch blocks target pixels"],
+        targets: Float[Tensor, "batch blocks target pixels"],
+        masks: Masks,
+    ) -> Float[Tensor, ""]:
+        """Mean distance over the pixels of masked patches alone: squared error (the paper) or smooth L1 with beta 1."""
+        distance = functional.smooth_l1_loss if self.settings.loss == "smooth_l1" else functional.mse_loss
+        per_token: Tensor = distance(predictions, targets, reduction="none").mean(-1)
+        return per_token[masks.target_mask].mean()
+
+    def update_target(self, momentum: float) -> None:
+        """Nothing: pixels need no target encoder."""
+
+    def encoders(self) -> dict[str, VisionTransformer]:
+        """The one encoder, which is used afterwards without mask: on all patches."""
+        return {"context": self.context_encoder}

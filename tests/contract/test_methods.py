@@ -1,0 +1,201 @@
+"""Every row of METHODS keeps one contract: padding reaches no loss, gradients reach every weight, a state goes round."""
+
+import typing
+
+import pytest
+import torch
+
+from openjepa import config
+from openjepa.masks import sample_masks
+from openjepa.methods import METHODS, Method
+from openjepa.nn.encoder import VisionTransformer, make_layers
+
+SHAPE = config.Model(width=32, depth=2, heads=2, patch_size=4, predictor_width=16, predictor_depth=2, predictor_heads=2)
+SIZE, CHANNELS = (32, 40), 2
+UNEQUAL = config.Mask(sampler="union", num_contexts=3, context_scale=(0.05, 0.15), num_targets=2, target_scale=(0.05, 0.15))
+NUM_IMAGES = 6
+
+pytestmark = pytest.mark.parametrize("name", METHODS)
+
+
+def make(name, seed=0, checkpointing=False, **settings) -> Method:
+    torch.manual_seed(seed)
+    return METHODS[name](SIZE, CHANNELS, SHAPE, UNEQUAL, config.Method(name=name, **settings), checkpointing)
+
+
+def draw(method, num_images=NUM_IMAGES):
+    images = torch.randn(num_images, CHANNELS, *SIZE, generator=torch.Generator().manual_seed(1))
+    masks = sample_masks(UNEQUAL, method.context_encoder.grid, num_images, seed=1, step=2)
+    assert len(set(masks.context_lengths.tolist())) > 1  # else there would be nothing to pad
+    return images, masks
+
+
+def values(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_recipe_can_name_it(name):
+    assert set(METHODS) == set(typing.get_args(config.Method.model_fields["name"].annotation))
+    assert config.build_recipe({"method": {"name": name}}).method.name == name
+
+
+def test_loss_and_metrics(name):
+    method = make(name)
+    images, masks = draw(method)
+    loss, metrics = method(images, masks)
+    assert loss.requires_grad
+    assert {"loss", "prediction_loss", "explained_variance", "context_tokens", "target_tokens"} <= metrics.keys()
+    assert all(value.ndim == 0 and bool(value.isfinite()) and not value.requires_grad for value in metrics.values())
+    assert metrics["loss"] == loss
+    assert float(metrics["explained_variance"]) < 1
+    assert float(metrics["context_tokens"]) == pytest.approx(float(masks.context_mask.sum()) / NUM_IMAGES)
+    assert float(metrics["target_tokens"]) == pytest.approx(float(masks.target_mask.sum()) / NUM_IMAGES)
+
+
+def test_without_masks_they_come_from_torchs_generator(name):
+    method = make(name)
+    images, _ = draw(method)
+    losses = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        losses.append(float(method(images)[0].detach()))
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_gradients_reach_every_trainable_weight_and_no_other(name):
+    method = make(name)
+    method(*draw(method))[0].backward()
+    for weight_name, weight in method.named_parameters():
+        reached = weight.grad is not None and bool(weight.grad.abs().sum() > 0)
+        assert reached == weight.requires_grad, weight_name
+        if weight.requires_grad:  # engine/optim.py and apply.py go by these names
+            assert weight_name.startswith(("context_encoder.", "predictor.")), weight_name
+
+
+@pytest.mark.parametrize("regularizer", ["vicreg", "sigreg"])
+def test_a_regulariser_acts(name, regularizer):
+    plain, regularised = make(name), make(name, regularizer=regularizer, regularizer_weight=0.5)
+    images, masks = draw(plain)
+    loss = plain(images, masks)[0]
+    torch.manual_seed(0)
+    total, metrics = regularised(images, masks)
+    torch.testing.assert_close(total, loss + 0.5 * metrics["regularizer"])
+    torch.testing.assert_close(metrics["prediction_loss"], loss)
+    assert float(metrics["regularizer"]) > 0
+
+
+def test_activation_checkpointing_keeps_less_and_changes_no_gradient(name):
+    plain, checkpointed = (keep_for_backward(make(name, checkpointing=checkpointing)) for checkpointing in (False, True))
+    assert checkpointed[0] < 0.5 * plain[0]
+    for first, second in zip(plain[1], checkpointed[1], strict=True):
+        torch.testing.assert_close(first, second)
+
+
+def keep_for_backward(method):
+    """How many numbers the forward pass keeps for the backward pass, and the gradients."""
+    sizes = []
+
+    def note(value):
+        sizes.append(value.numel())
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+        loss, _ = method(*draw(method))
+    loss.backward()
+    return sum(sizes), [weight.grad for weight in method.parameters() if weight.requires_grad]
+
+
+def test_every_weight_is_initialised(name, monkeypatch):
+    """Weights filled with NaN before initialisation would stay NaN if it forgot one."""
+
+    def poison(self):
+        with torch.no_grad():
+            for weight in self.parameters(recurse=False):
+                weight.fill_(float("nan"))
+
+    for layer in (torch.nn.Linear, torch.nn.LayerNorm, torch.nn.Conv2d):
+        monkeypatch.setattr(layer, "reset_parameters", poison)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, **options: empty(*shape, **options).fill_(float("nan")))
+    assert any(bool(weight.isnan().all()) for weight in make_layers(8, 1, 2, 4.0).parameters())  # the poison works
+    assert all(bool(weight.isfinite().all()) for weight in make(name).state_dict().values())
+
+
+def test_the_encoder_draws_its_weights_first(name):
+    """The untrained encoder that a run is compared with is made from the run's seed alone."""
+    torch.manual_seed(3)
+    untrained = VisionTransformer(SIZE, SHAPE.patch_size, CHANNELS, SHAPE.encoder_shape)
+    assert_same(values(make(name, seed=3).context_encoder), values(untrained))
+
+
+@pytest.mark.parametrize("predict", ["joint", "per_block"])
+@pytest.mark.parametrize("loss", ["mse", "smooth_l1"])
+def test_a_batch_is_the_mean_over_target_tokens_of_its_images_alone(name, predict, loss):
+    """Alone, an image's context has no padding."""
+    method = make(name, predict=predict, loss=loss)
+    images, masks = draw(method)
+    with torch.no_grad():
+        for weight in method.parameters():  # fresh weights attend to everything alike, and would hardly show padding
+            weight.mul_(8 if weight.requires_grad and weight.ndim > 1 else 1)
+        whole = method(images, masks)[0]
+        alone = [
+            (method(images[i : i + 1], part)[0], int(part.target_lengths.sum())) for i, part in enumerate(masks.split(NUM_IMAGES))
+        ]
+    expected = sum(float(value) * tokens for value, tokens in alone) / sum(tokens for _, tokens in alone)
+    assert float(whole) == pytest.approx(expected, rel=1e-5)
+
+
+def test_update_target_moves_the_target_encoder_alone(name):
+    method = make(name)
+    with torch.no_grad():
+        for weight in method.context_encoder.parameters():
+            weight.add_(1.0) if weight.requires_grad else None
+    before = values(method)
+    method.update_target(1.0)
+    assert_same(values(method), before)
+    method.update_target(0.0)
+    moved = {key for key, value in values(method).items() if not torch.equal(value, before[key])}
+    assert all(key.startswith("target_encoder.") for key in moved)
+    if "target" in method.encoders():
+        assert moved
+        assert_same(values(method.encoders()["target"]), values(method.context_encoder))
+
+
+def test_state_goes_round(name):
+    first, second = make(name, seed=1), make(name, seed=2)
+    images, masks = draw(first)
+    assert not torch.equal(first(images, masks)[0], second(images, masks)[0])
+    second.load_state_dict(first.state_dict(), strict=True)
+    assert torch.equal(first(images, masks)[0], second(images, masks)[0])
+
+
+def test_encoders_can_be_used_afterwards(name):
+    method = make(name)
+    encoders = method.encoders()
+    assert encoders["context"] is method.context_encoder
+    assert set(encoders) <= {"context", "target"}
+    for part, vit in encoders.items():
+        assert getattr(method, f"{part}_encoder") is vit  # the name under which checkpoints have it
+        assert vit(torch.randn(2, CHANNELS, *SIZE)).shape == (2, 80, 32)
+
+
+def test_it_learns_one_batch(name):
+    method = make(name)
+    noise, masks = draw(method)
+    images = torch.nn.functional.avg_pool2d(noise, 9, 1, 4) * 9  # smooth, so that a patch tells of its neighbours
+    optimizer = torch.optim.AdamW([weight for weight in method.parameters() if weight.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(100):
+        loss, metrics = method(images, masks)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        method.update_target(1.0)
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+    assert float(metrics["explained_variance"]) > 0.1

@@ -1,0 +1,82 @@
+"""MAE's parts against plain loops and convolution: what is hidden, what the targets are, what the encoder sees."""
+
+import numpy as np
+import pytest
+import torch
+
+from openjepa.config import Mask, Method, Model, changed_keys, load_recipe
+from openjepa.masks import sample_masks
+from openjepa.methods import MAE
+from openjepa.nn.encoder import VisionTransformer
+
+TINY = Model(width=32, depth=2, heads=2, patch_size=4, predictor_width=16, predictor_depth=2, predictor_heads=2)
+HALF = Mask(sampler="random", context_scale=(0.25, 0.5), target_scale=(0.25, 0.5))
+
+
+@pytest.mark.parametrize("recipe", ["mae_demo", "mae_vit_base_16"])
+def test_the_recipes_hide_all_but_a_quarter_on_every_grid(recipe):
+    settings = load_recipe(recipe).mask
+    for height, width in [(7, 7), (14, 14), *((side, other) for side in range(2, 12) for other in range(2, 12))]:
+        masks = sample_masks(settings, (height, width), 3, seed=0, step=0)
+        num_patches = height * width
+        assert bool(masks.context_mask.all()) and bool(masks.target_mask.all())  # nothing is padded
+        assert abs(masks.context_idx.shape[1] - num_patches / 4) <= 0.5
+        for context, target in zip(masks.context_idx, masks.target_idx[:, 0], strict=True):
+            assert sorted([*context.tolist(), *target.tolist()]) == list(range(num_patches))
+
+
+def test_the_demo_yardstick_differs_from_the_demo_in_the_method_alone():
+    demo, mae = load_recipe("demo"), load_recipe("mae_demo")
+    sections = {key.partition(".")[0] for key in changed_keys(demo, mae)} - {"name", "description"}
+    assert sections <= {"mask", "method", "optim", "train"}
+    assert set(changed_keys(demo, mae)) & {"train.max_minutes", "train.seed", "train.precision", "optim.lr"} == set()
+    shares = [recipe.optim.warmup_epochs / recipe.train.epochs for recipe in (demo, mae)]
+    assert shares[0] == pytest.approx(shares[1])
+
+
+@pytest.mark.parametrize("target_norm", ["layer", "none"])
+def test_targets_are_the_hidden_patches_pixels(target_norm):
+    method = MAE((24, 32), 3, TINY, HALF, Method(name="mae", target_norm=target_norm))
+    masks = sample_masks(HALF, (6, 8), 4, seed=0, step=0)
+    images = torch.randn(4, 3, 24, 32)
+    targets = method.cut_targets(images, masks)
+    for image, indices, found, length in zip(images, masks.target_idx, targets, masks.target_lengths, strict=True):
+        for idx, pixels in zip(indices[0][:length].tolist(), found[0], strict=False):
+            top, left = 4 * (idx // 8), 4 * (idx % 8)
+            patch = image[:, top : top + 4, left : left + 4].numpy().astype(np.float64)
+            expected = (patch - patch.mean()) / np.sqrt(patch.var(ddof=1) + 1e-6) if target_norm == "layer" else patch
+            np.testing.assert_allclose(pixels.numpy(), expected.ravel(), rtol=1e-4, atol=1e-5)
+
+
+def test_patches_are_projected_as_by_the_convolution_that_the_weights_are_named_for():
+    vit = VisionTransformer((24, 32), 4, 3, (32, 1, 2, 4.0))
+    images = torch.randn(2, 3, 24, 32)
+    with torch.no_grad():
+        expected = vit.patch_embed.proj(images).flatten(2).transpose(1, 2) + vit.pos_embed
+        torch.testing.assert_close(vit.embed(images), expected)
+
+
+def test_hidden_pixels_reach_targets_alone_and_visible_ones_predictions_alone():
+    method = MAE((32, 32), 1, TINY, HALF, Method(name="mae"))
+    masks = sample_masks(HALF, (8, 8), 1, seed=0, step=0)
+    images = torch.randn(1, 1, 32, 32)
+    for kind, same_predictions in (("target", True), ("context", False)):
+        idx = int((masks.target_idx if kind == "target" else masks.context_idx).flatten()[0])
+        changed = images.clone()
+        changed[..., 4 * (idx // 8), 4 * (idx % 8)] += 3
+        with torch.no_grad():
+            predictions = [method.predict(method.encode_context(each, masks), masks) for each in (images, changed)]
+        targets = [method.cut_targets(each, masks) for each in (images, changed)]
+        assert torch.equal(*predictions) == same_predictions
+        assert torch.equal(*targets) != same_predictions
+
+
+def test_constant_patches_are_zero_targets_and_no_nan():
+    method = MAE((32, 32), 1, TINY, HALF, Method(name="mae"))
+    masks = sample_masks(HALF, (8, 8), 2, seed=0, step=0)
+    images = torch.full((2, 1, 32, 32), 0.3)
+    assert float(method.cut_targets(images, masks).abs().max()) < 1e-3
+    loss, metrics = method(images, masks)
+    loss.backward()
+    assert all(bool(weight.grad.isfinite().all()) for weight in method.parameters() if weight.requires_grad)
+    assert bool(metrics["explained_variance"].isfinite())
