@@ -93,7 +93,9 @@ def _check(out: Path, counts: dict[str, int], size: int, seed: int) -> None:
         raise ValueError(f"{out} exists; name a new folder")
     for split, count in counts.items():
         if count < len(CLASSES):
-            raise ValueError(f"--{split} {count} is too few: a split needs at least one image of each of the {len(CLASSES)} classes")
+            raise ValueError(
+                f"--{split} {count} is too few: a split needs at least one image of each of the {len(CLASSES)} classes"
+            )
     if not SIZES_PX[0] <= size <= SIZES_PX[1]:
         raise ValueError(f"--size {size} is out of range; scenes have {SIZES_PX[0]} to {SIZES_PX[1]} pixels a side")
     if seed < 0:
@@ -137,7 +139,14 @@ def _draw_chunk(chunk: Chunk) -> list[Row]:
         Image.fromarray(scene.pixels).save(chunk.folder / name)
         annotations = list(_annotate(scene))
         rows.append(
-            {"id": index + 1, "file_name": name, "width": chunk.size, "height": chunk.size, "license": 1, "annotations": annotations}
+            {
+                "id": index + 1,
+                "file_name": name,
+                "width": chunk.size,
+                "height": chunk.size,
+                "license": 1,
+                "annotations": annotations,
+            }
         )
     return rows
 
@@ -159,7 +168,8 @@ def _annotate(scene: Scene) -> Iterator[Row]:
 
 def _to_coco(rows: Iterable[Row], split: str) -> Row:
     """A split's annotation file."""
-    images, annotations = [], []
+    images: list[Row] = []
+    annotations: list[Row] = []
     for row in sorted(rows, key=lambda row: row["id"]):
         images.append({key: value for key, value in row.items() if key != "annotations"})
         for annotation in row["annotations"]:

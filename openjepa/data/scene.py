@@ -2,8 +2,8 @@
 
 The class is in the shape alone. Colour, pattern, place, size, rotation, mirroring, depth and light are drawn without looking at
 it, and size means filled area, so neither a mean colour nor a count of pixels tells a class: a data set on which features have to
-be learned. Everything is a function of (seed, split, index). Left out: perspective, transparency, and objects inside others' holes
-on purpose.
+be learned. Everything is a function of (seed, split, index). Left out: perspective, transparency and any meaning of the
+background.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from openjepa.data.surfaces import draw_surface, to_srgb
 SPLITS = ("train", "test")
 CLASSES = list(SHAPES)
 
-MAIN_AREA = (0.09, 0.17)  # share of the image that the largest object would fill if nothing hid it
-OTHER_AREA = (0.12, 0.45)  # of the smaller ones, as a share of the largest one's
-MAIN_VISIBLE, OTHER_VISIBLE = 0.8, 0.5  # least share of an object that is seen; so the largest is seen to be 1.7 times the next
+MAIN_AREA = (0.14, 0.26)  # share of the image that the largest object would fill if nothing hid it
+OTHER_AREA = (0.1, 0.35)  # of the smaller ones, as a share of the largest one's
+MAIN_VISIBLE, OTHER_VISIBLE = 0.85, 0.5  # least share of an object that is seen; so the largest is seen to be 2.4 times the next
 MOST_OTHERS = 3
+MOST_TURN = 0.6  # radians to either side: things stand or lie on a ground, more or less
 TRIES, MAIN_TRIES = 20, 1000  # places tried; the largest object finds one in two or three
 GRID = 32  # pixels a side of the grid on which places are tried
-CONTRAST = 0.27  # Oklab distance of an object's mean colour from the background's
 OVERSAMPLING = 4  # a side, for smooth edges
 
 # What a generator is for: the last number of its seed.
@@ -107,7 +107,7 @@ def arrange(draw: np.random.Generator, main_class: int) -> list[Placed]:
 
 def draw_shape(draw: np.random.Generator, class_number: int) -> Shape:
     """A shape of the class, stretched, sheared, mirrored and turned, with its centre of mass at 0 and area 1."""
-    stretch, shear, angle = np.exp(draw.uniform(-0.12, 0.12)), draw.uniform(-0.15, 0.15), draw.uniform(0, 2 * np.pi)
+    stretch, shear, angle = np.exp(draw.uniform(-0.12, 0.12)), draw.uniform(-0.15, 0.15), draw.uniform(-MOST_TURN, MOST_TURN)
     mirror = draw.choice([-1.0, 1.0])
     cosine, sine = np.cos(angle), np.sin(angle)
     matrix = np.array([[cosine, -sine], [sine, cosine]]) @ np.array([[mirror * stretch, shear], [0, 1 / stretch]])
@@ -148,15 +148,14 @@ def all_seen(stack: list[Placed]) -> bool:
 
 def paint(draw: np.random.Generator, covers: list[UInt8[np.ndarray, "size size"]], size: int) -> UInt8[np.ndarray, "size size 3"]:
     """Background, then from back to front every object with its shadow and lit edges, in Oklab; then a light over all."""
-    background = draw_surface(draw, size, [], 0)
-    canvas, behind = background.pixels.copy(), [background.base]
+    background = draw_surface(draw, size, [])
+    canvas = background.pixels.copy()
     angle = draw.uniform(0, 2 * np.pi)
     light = np.array([np.cos(angle), np.sin(angle)], np.float32)  # x and y of where it comes from
     relief, shade = draw.uniform(0.1, 0.3), draw.uniform(0.05, 0.2)
-    fall_x, fall_y = np.rint(-light * size / 32).astype(int)
     for cover in covers:
-        surface = draw_surface(draw, size, behind, CONTRAST)
-        canvas[:, :, 0] -= shade * np.roll(blur(cover, size / 40), (fall_y, fall_x), (0, 1))
+        surface = draw_surface(draw, size, [background.base])
+        canvas[:, :, 0] -= shade * blur(shift(cover, -light * size / 32), size / 40)
         down, right = np.gradient(blur(cover, size / 64))
         lit = surface.pixels.copy()
         lit[:, :, 0] -= relief * (size / 64) * (light[0] * right + light[1] * down)
@@ -164,6 +163,13 @@ def paint(draw: np.random.Generator, covers: list[UInt8[np.ndarray, "size size"]
     ramp = np.linspace(-1, 1, size, dtype=np.float32)
     canvas[:, :, 0] += draw.uniform(0, 0.08) * (light[0] * ramp[None, :] + light[1] * ramp[:, None])
     return to_srgb(canvas)
+
+
+def shift(cover: UInt8[np.ndarray, "size size"], by_px: Float[np.ndarray, " 2"]) -> UInt8[np.ndarray, "size size"]:
+    """A cover moved right and down; nothing comes in from beyond the border."""
+    image = Image.fromarray(cover)
+    inverse = (1, 0, -float(by_px[0]), 0, 1, -float(by_px[1]))
+    return np.asarray(image.transform(image.size, Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR))
 
 
 def blur(cover: UInt8[np.ndarray, "size size"], radius_px: float) -> Float[np.ndarray, "size size"]:

@@ -40,8 +40,8 @@ def bag(draw: np.random.Generator) -> Shape:
     """A body, wider at the bottom, under a handle that one can look through."""
     top, bottom, handle = draw.uniform(0.5, 0.62), draw.uniform(0.68, 0.8), draw.uniform(0.34, 0.42)
     return [
-        Part(_ellipse(0, -0.35, handle, 0.5)),
-        Part(_ellipse(0, -0.35, handle - 0.14, 0.34), is_hole=True),
+        Part(_ellipse(0.0, -0.35, handle, 0.5)),
+        Part(_ellipse(0.0, -0.35, handle - 0.14, 0.34), is_hole=True),
         Part(np.array([(-top, -0.38), (top, -0.38), (bottom, 0.62), (-bottom, 0.62)])),
     ]
 
@@ -49,10 +49,10 @@ def bag(draw: np.random.Generator) -> Shape:
 def butterfly(draw: np.random.Generator) -> Shape:
     """Two large and two small wings about a thin body."""
     tilt, upper, lower = draw.uniform(0.3, 0.6), draw.uniform(0.42, 0.52), draw.uniform(0.28, 0.36)
-    parts = [Part(_ellipse(0, 0.05, 0.09, 0.6))]
+    parts = [Part(_ellipse(0.0, 0.05, 0.09, 0.6))]
     for side in (-1, 1):
-        wing = _rotate(_ellipse(0, 0, upper, 0.68 * upper), -side * tilt)
-        parts += [Part(wing + [side * 0.5, -0.3]), Part(_ellipse(side * 0.38, 0.36, lower, 0.9 * lower))]
+        wing = _rotate(_ellipse(0.0, 0.0, upper, 0.68 * upper), -side * tilt)
+        parts += [Part(wing + np.array([side * 0.5, -0.3])), Part(_ellipse(side * 0.38, 0.36, lower, 0.9 * lower))]
     return parts
 
 
@@ -67,13 +67,13 @@ def comb(draw: np.random.Generator) -> Shape:
 def crescent(draw: np.random.Generator) -> Shape:
     """A disc from which another one has bitten."""
     radius = draw.uniform(0.74, 0.84)
-    return [Part(_ellipse(0, 0, 1, 1)), Part(_ellipse(draw.uniform(0.42, 0.52), 0, radius, radius), is_hole=True)]
+    return [Part(_ellipse(0.0, 0.0, 1.0, 1.0)), Part(_ellipse(draw.uniform(0.42, 0.52), 0.0, radius, radius), is_hole=True)]
 
 
 def cross(draw: np.random.Generator) -> Shape:
     """Two bars of equal length at right angles."""
     half = draw.uniform(0.2, 0.33)
-    return [Part(_box(-1, -half, 1, half)), Part(_box(-half, -1, half, 1))]
+    return [Part(_box(-1.0, -half, 1.0, half)), Part(_box(-half, -1.0, half, 1.0))]
 
 
 def fish(draw: np.random.Generator) -> Shape:
@@ -81,7 +81,7 @@ def fish(draw: np.random.Generator) -> Shape:
     height, tail = draw.uniform(0.36, 0.46), draw.uniform(0.38, 0.5)
     fork, fin = draw.uniform(0.72, 0.82), draw.uniform(0.15, 0.3)
     return [
-        Part(_ellipse(-0.2, 0, 0.75, height)),
+        Part(_ellipse(-0.2, 0.0, 0.75, height)),
         Part(np.array([(0.35, 0), (1, -tail), (fork, 0), (1, tail)])),
         Part(np.array([(-0.4, -0.8 * height), (0.1, -height - fin), (0.25, -0.7 * height)])),
         Part(_ellipse(-0.62, -0.1, 0.09, 0.09), is_hole=True),
@@ -92,7 +92,7 @@ def gear(draw: np.random.Generator) -> Shape:
     """Seven to ten square teeth around a disc with a hole."""
     teeth, root, hole = draw.integers(7, 11), draw.uniform(0.7, 0.78), draw.uniform(0.25, 0.38)
     angles = TURN / teeth * (np.arange(teeth)[:, None] + [0.0, 0.1, 0.45, 0.55]).ravel()
-    return [Part(_polar(np.tile([root, 1, 1, root], teeth), angles)), Part(_ellipse(0, 0, hole, hole), is_hole=True)]
+    return [Part(_polar(np.tile([root, 1, 1, root], teeth), angles)), Part(_ellipse(0.0, 0.0, hole, hole), is_hole=True)]
 
 
 def heart(draw: np.random.Generator) -> Shape:
@@ -108,18 +108,18 @@ def key(draw: np.random.Generator) -> Shape:
     bow, hole = draw.uniform(0.42, 0.5), draw.uniform(0.17, 0.24)
     shaft, teeth = draw.uniform(0.11, 0.15), draw.uniform(0.3, 0.42)
     return [
-        Part(_box(-0.5, -shaft, 1, shaft)),
-        Part(_box(0.4, 0, 0.58, teeth)),
-        Part(_box(0.8, 0, 1, teeth)),
-        Part(_ellipse(-0.5, 0, bow, bow)),
-        Part(_ellipse(-0.5, 0, hole, hole), is_hole=True),
+        Part(_box(-0.5, -shaft, 1.0, shaft)),
+        Part(_box(0.4, 0.0, 0.58, teeth)),
+        Part(_box(0.8, 0.0, 1.0, teeth)),
+        Part(_ellipse(-0.5, 0.0, bow, bow)),
+        Part(_ellipse(-0.5, 0.0, hole, hole), is_hole=True),
     ]
 
 
 def ring(draw: np.random.Generator) -> Shape:
     """A disc with a large round hole."""
     hole = draw.uniform(0.5, 0.68)
-    return [Part(_ellipse(0, 0, 1, 1)), Part(_ellipse(0, 0, hole, hole), is_hole=True)]
+    return [Part(_ellipse(0.0, 0.0, 1.0, 1.0)), Part(_ellipse(0.0, 0.0, hole, hole), is_hole=True)]
 
 
 def star(draw: np.random.Generator) -> Shape:
@@ -150,4 +150,5 @@ def _polar(radius: Float[np.ndarray, " points"], angle: Float[np.ndarray, " poin
 
 
 def _rotate(points: Points, angle: float) -> Points:
-    return points @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    turned: Points = points @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    return turned

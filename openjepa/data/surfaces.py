@@ -20,6 +20,7 @@ Field = Float[np.ndarray, "size size"]
 LIGHTNESS = (0.32, 0.92)
 MOST_CHROMA = 0.17
 WITHIN = (0.05, 0.2)  # Oklab distance of the two colours of one surface
+CONTRAST = 0.27  # Oklab distance of an object's mean colour from its background's
 OCTAVES = 4  # of noise: cells of a third of the image, a sixth, ...
 
 _TO_CONE = np.array(
@@ -42,11 +43,11 @@ class Surface(NamedTuple):
     pixels: Float[np.ndarray, "size size 3"]  # Oklab
 
 
-def draw_surface(draw: np.random.Generator, size: int, avoided: list[Float[np.ndarray, " 3"]], contrast: float) -> Surface:
-    """A pattern of two colours whose mean is at least `contrast` from those avoided, or the farthest of 30 if none is."""
+def draw_surface(draw: np.random.Generator, size: int, avoided: list[Float[np.ndarray, " 3"]]) -> Surface:
+    """A pattern of two colours whose mean is at least CONTRAST from those avoided, or the farthest of 30 if none is."""
     candidates = [_draw_colour(draw) for _ in range(30)]
     distances = [min((float(np.linalg.norm(colour - other)) for other in avoided), default=np.inf) for colour in candidates]
-    far = [number for number, distance in enumerate(distances) if distance >= contrast]
+    far = [number for number, distance in enumerate(distances) if distance >= CONTRAST]
     base = candidates[far[0] if far else int(np.argmax(distances))]
     step = draw.normal(size=3) * [1.0, 0.5, 0.5]  # mostly lightness
     step *= draw.uniform(*WITHIN) / np.linalg.norm(step)
@@ -98,7 +99,8 @@ def noise(draw: np.random.Generator, x: Field, y: Field) -> Field:
         enlarged = Image.fromarray(cells).resize((size, size), Image.Resampling.BICUBIC)
         total += decay**octave * np.asarray(enlarged)
     low, high = float(total.min()), float(total.max())
-    return (total - low) / (high - low)
+    shares: Field = (total - low) / (high - low)
+    return shares
 
 
 PATTERNS: dict[str, Callable[[np.random.Generator, Field, Field], Field]] = {
