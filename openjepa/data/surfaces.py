@@ -80,7 +80,8 @@ def stripes(draw: np.random.Generator, x: Field, y: Field) -> Field:
 def checks(draw: np.random.Generator, x: Field, y: Field) -> Field:
     """Squares or diamonds of alternating colour."""
     period, hardness = draw.uniform(0.12, 0.35), draw.uniform(1, 3)
-    return (0.5 + hardness * 2 * (_wave(x, period, 0.5) - 0.5) * (_wave(y, period, 0.5) - 0.5)).clip(0, 1)
+    product: Field = (_wave(x, period, 0.5) - 0.5) * (_wave(y, period, 0.5) - 0.5)
+    return (0.5 + 2 * hardness * product).clip(0, 1)
 
 
 def dots(draw: np.random.Generator, x: Field, y: Field) -> Field:

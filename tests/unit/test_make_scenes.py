@@ -16,8 +16,20 @@ from PIL import Image
 from scipy import stats
 
 from openjepa.data.make_scenes import encode_mask, make_scenes
-from openjepa.data.scene import CLASSES, GRID, MAIN_VISIBLE, OTHER_VISIBLE, Scene, arrange, choose_class, render_scene
+from openjepa.data.scene import (
+    CLASSES,
+    GRID,
+    MAIN_VISIBLE,
+    OTHER_VISIBLE,
+    Placed,
+    Scene,
+    arrange,
+    choose_class,
+    draw_shape,
+    render_scene,
+)
 from openjepa.data.sources import open_source
+from openjepa.data.surfaces import to_srgb
 
 
 def decode_run_lengths(segmentation: dict[str, Any]) -> np.ndarray:
@@ -142,6 +154,24 @@ def test_enough_of_every_object_is_seen():
             assert seen > least - 4 / (GRID * np.sqrt(placed.area)), (index, seen)
 
 
+def test_oklab_agrees_with_published_colours():
+    """CSS Color 4 gives these for the corners of sRGB."""
+    published = {
+        (255, 255, 255): (1, 0, 0), (0, 0, 0): (0, 0, 0), (255, 0, 0): (0.62796, 0.22486, 0.12585),
+        (0, 255, 0): (0.86644, -0.23389, 0.1795), (0, 0, 255): (0.45201, -0.03246, -0.31153),
+    }  # fmt: skip
+    assert np.abs(to_srgb(np.array(list(published.values()))).astype(int) - list(published)).max() <= 1
+
+
+@given(st.integers(0, len(CLASSES) - 1), st.integers(0, 2**32))
+def test_a_shape_is_as_large_and_lies_where_it_should(class_number: int, seed: int):
+    shape = draw_shape(np.random.default_rng(seed), class_number)
+    cover = Placed(shape, class_number, (0.5, 0.5), 0.1, 0.5).cover(256) / 255
+    assert abs(cover.mean() / 0.1 - 1) < 0.05
+    assert abs((cover.sum(0) @ np.arange(256)) / cover.sum() - 127.5) < 1.5
+    assert abs((cover.sum(1) @ np.arange(256)) / cover.sum() - 127.5) < 1.5
+
+
 @given(st.integers(0, 2**40), st.sampled_from(["train", "test"]), st.integers(0, 1000))
 def test_classes_are_balanced_and_in_no_order(seed: int, split: str, block: int):
     classes = [choose_class(seed, split, block * len(CLASSES) + place) for place in range(len(CLASSES))]
@@ -164,8 +194,7 @@ def test_smaller_objects_are_of_any_class_whatever_the_largest(many: list[Scene]
     table = np.zeros((12, 12))
     np.add.at(table, tuple(np.array(others).T), 1)
     assert stats.chi2_contingency(table).pvalue > 1e-3
-    assert stats.chisquare(table.sum(0)).pvalue > 1e-6  # a long class finds a place a little less often
-    assert table.sum(0).min() > 0.85 * table.sum(0).mean()
+    assert stats.chisquare(table.sum(0)).pvalue > 1e-3
     assert {len(scene.classes) for scene in many} == {1, 2, 3, 4}
 
 
