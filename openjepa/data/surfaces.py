@@ -87,8 +87,8 @@ def checks(draw: np.random.Generator, x: Field, y: Field) -> Field:
 def dots(draw: np.random.Generator, x: Field, y: Field) -> Field:
     """Round spots on a grid."""
     period = draw.uniform(0.12, 0.3)
-    height = _wave(x, period, 0.5) + _wave(y, period, 0.5)
-    return (4 * (height - draw.uniform(1.1, 1.5))).clip(0, 1)
+    spots: Field = 4 * (_wave(x, period, 0.5) + _wave(y, period, 0.5) - draw.uniform(1.1, 1.5))
+    return spots.clip(0, 1)
 
 
 def noise(draw: np.random.Generator, x: Field, y: Field) -> Field:
