@@ -257,6 +257,25 @@ def demo(out: Path = Path("runs/demo"), minutes: float | None = None) -> None:
     run_demo(out, minutes)
 
 
+def make_scenes(
+    out: Annotated[Positional[Path], arg(metavar="OUT")], train: int = 10_000, test: int = 2_000, size: int = 64, seed: int = 0
+) -> None:
+    """Draw a labelled data set of textured scenes, with COCO boxes and masks: docs/scenes.md.
+
+    Args:
+        out: The new folder: OUT/train and OUT/test hold one sub-folder a class, OUT/annotations train.json and test.json.
+        train: Training images.
+        test: Test images; none of them is among the training images.
+        size: Pixels a side.
+        seed: Of everything that is drawn.
+    """
+    from openjepa.data.make_scenes import make_scenes as make
+
+    make(out, train=train, test=test, size=size, seed=seed)
+    print(f"{train} training and {test} test scenes in {out}")
+    print(f"Next: openjepa doctor {out / 'train'}; labels are the folders, boxes and masks are in {out / 'annotations'}")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the `openjepa` command."""
     arguments = sys.argv[1:] if argv is None else argv
@@ -264,7 +283,7 @@ def main(argv: list[str] | None = None) -> None:
         commands: dict[str, Callable[..., Any]] = {
             "pretrain": make_pretrain(_base_recipe(arguments)), "evaluate": evaluate, "embed": embed,
             "import": import_weights, "export": export, "masks": masks, "report": report, "recipes": recipes,
-            "doctor": doctor, "bench": bench, "demo": demo,
+            "doctor": doctor, "bench": bench, "demo": demo, "make-scenes": make_scenes,
         }  # fmt: skip
         verb = arguments[0] if arguments else ""
         shown = {name: command if name == verb else _named_only(command) for name, command in commands.items()}

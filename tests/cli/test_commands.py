@@ -118,6 +118,16 @@ def test_recipes_lists_all_and_prints_one_that_loads(tmp_path: Path):
     assert openjepa("recipes", tmp_path / "mine.yaml").stdout == openjepa("recipes", "demo").stdout
 
 
+def test_make_scenes_writes_a_set_and_never_over_another(tmp_path: Path):
+    result = openjepa("make-scenes", tmp_path / "scenes", "--train", "60", "--test", "12", "--size", "32", "--seed", "3")
+    assert "60 training and 12 test scenes" in result.stdout
+    assert len(list((tmp_path / "scenes" / "train").glob("*/*.png"))) == 60
+    assert json.loads((tmp_path / "scenes" / "dataset.json").read_text())["seed"] == 3
+    again = openjepa("make-scenes", tmp_path / "scenes", "--train", "60", check=False)
+    assert_refused(again, "scenes exists")
+    assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
+
+
 def test_help_does_not_wait_for_slow_imports():
     loaded = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "openjepa.cli", "--help"], capture_output=True, text=True, check=True
@@ -137,6 +147,9 @@ def test_help_does_not_wait_for_slow_imports():
         (("pretrain", "sample:train", "--out", "file/run", "--recipe", "demo", "--train.max-minutes", "None"), ["file"]),
         (("evaluate", "run", "--protocol", "knn", "--train", "sample:train", "--test", "sample:test"), ["run"]),
         (("report", "empty"), ["empty", "run.json"]),
+        (("make-scenes", "scenes", "--train", "0"), ["--train 0", "12"]),
+        (("make-scenes", "scenes", "--size", "8"), ["--size 8", "32"]),
+        (("make-scenes", "file/scenes", "--train", "12", "--test", "12"), ["file"]),
         (("masks", "--recipe", "bad.yaml", "--out", "masks.png"), ["optim.lr", "did you mean"]),
         (("masks", "--recipe", "crowded.yaml", "--out", "masks.png"), ["patches"]),
         (("masks", "--recipe", "demo", "--out", "masks.png", "--batch-size", "0"), ["--batch-size 0"]),
