@@ -25,13 +25,13 @@ from typing import Any
 import timm
 import torch
 
+from openjepa.build import make_trainer
 from openjepa.config import Recipe, build_recipe, load_recipe
 from openjepa.data.loader import Batch
 from openjepa.engine.precision import DTYPES, measure_peak
 from openjepa.machine import describe_machine
 from openjepa.masks import sample_masks
 from openjepa.methods.cost import count_flops
-from openjepa.run import make_trainer
 from openjepa.train import Trainer
 
 PARTS = {"encode_targets": "target", "encode_context": "context", "predict": "predictor", "prediction_loss": "loss"}

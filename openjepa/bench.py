@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 
+from openjepa.build import find_normalization, make_batches, make_method, measure_step, plan_steps
 from openjepa.config import Recipe
 from openjepa.data.sources import ImageSource, open_source
 from openjepa.engine.precision import choose_precision, measure_peak, pick_device
 from openjepa.machine import describe_machine
 from openjepa.masks import check_masks, sample_masks
 from openjepa.methods.cost import count_flops
-from openjepa.run import find_normalization, make_batches, make_method, measure_step, plan_steps
 from openjepa.speed import describe_speed, in_words
 
 MEASURED_S = 20.0  # how long steps are timed

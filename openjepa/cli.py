@@ -30,6 +30,7 @@ def make_pretrain(base: config.Recipe) -> Callable[..., None]:
         out: Path,
         recipe: str | None = None,
         init: Path | None = None,
+        batch: Literal["auto"] | None = None,
         resume: bool = False,
         accept_changes: bool = False,
         probe_train: str | None = None,
@@ -51,6 +52,7 @@ def make_pretrain(base: config.Recipe) -> Callable[..., None]:
             out: The run folder to write.
             recipe: A shipped recipe's name or a YAML file; see `openjepa recipes`. A resumed run keeps its own.
             init: A checkpoint or run folder whose weights the new run starts from; `openjepa import` makes one.
+            batch: auto takes the largest batch that fits into memory, in place of data.batch-size.
             resume: Go on from the run folder's newest checkpoint.
             accept_changes: Resume although the recipe or the number of images has changed.
             probe_train: Labelled data to measure 20-NN accuracy while training.
@@ -74,7 +76,7 @@ def make_pretrain(base: config.Recipe) -> Callable[..., None]:
         values = base.model_dump() | {name: section.model_dump() for name, section in sections.items()}
         resolved = config.build_recipe(values, where=f"recipe {base.name}")
         verdict = run_pretrain(
-            images, resolved, out, init=init, resume=resume, accept_changes=accept_changes,
+            images, resolved, out, init=init, batch=batch, resume=resume, accept_changes=accept_changes,
             probe_train=probe_train, probe_test=probe_test,
         )  # fmt: skip
         print(f"{verdict.label}: {verdict.reason} {verdict.advice}")

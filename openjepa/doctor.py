@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 
+from openjepa.build import find_normalization, measure_step, plan_steps
 from openjepa.config import Recipe
 from openjepa.data.sources import DecodeError, ImageSource, open_source
+from openjepa.engine.precision import pick_device
 from openjepa.masks import check_masks, measure_coverage
-from openjepa.run import find_normalization, measure_step, plan_steps
+from openjepa.memory import fit_memory, free_bytes, peak_bytes
 from openjepa.speed import in_words
 
 INSPECTED_IMAGES = 200  # evenly spread over the data
@@ -37,13 +36,17 @@ def examine(data: str, recipe: Recipe) -> Iterator[str]:
         batch = recipe.data.batch_size
         yield f"only {len(source)} images for a batch of {batch}, so that images repeat within it; lower --data.batch-size"
     mean, std = find_normalization(recipe, source)
-    before = _peak_memory_gb()
+    line = fit_memory(recipe)
     step_s = measure_step(recipe, source, mean, std, MEASURED_S).seconds
     steps = plan_steps(recipe, len(source), step_s)
     yield f"a step of {recipe.data.batch_size} images takes {step_s:.2f} s here: {recipe.data.batch_size / step_s:.1f} images/s"
     yield f"{steps} steps, {steps * recipe.data.batch_size / len(source):.1f} epochs: about {in_words(steps * step_s)}"
-    total = psutil.virtual_memory().total / 2**30
-    yield f"peak memory {_peak_memory_gb():.1f} GB of {total:.0f} GB, {_peak_memory_gb() - before:.1f} GB of it for training"
+    device = pick_device(recipe.train.device)
+    predicted, measured, free = line.predict(recipe.data.batch_size), peak_bytes(device), free_bytes(device)
+    yield (
+        f"peak memory: {predicted / 2**30:.1f} GB predicted for the heaviest masks, {measured / 2**30:.1f} GB measured, "
+        f"{free / 2**30:.0f} GB free; --batch auto takes what fits"
+    )
 
 
 def describe_data(source: ImageSource) -> Iterator[str]:
@@ -70,9 +73,3 @@ def describe_data(source: ImageSource) -> Iterator[str]:
     if unreadable:
         looked_at = len(sizes) + len(unreadable)
         yield f"{len(unreadable)} of {looked_at} looked at cannot be read and would be skipped, for example {unreadable[0]}"
-
-
-def _peak_memory_gb() -> float:
-    """Largest resident size of this process so far, in GB of 2^30 bytes; Linux counts in KiB, macOS in bytes."""
-    unit = 2**30 if sys.platform == "darwin" else 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -21,13 +21,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from openjepa import config, train
+from openjepa.build import make_method, make_schedules, make_trainer
 from openjepa.config import Recipe
 from openjepa.data.loader import Batch
 from openjepa.engine.optim import make_optimizer, set_rates
 from openjepa.interop.official import our_name
 from openjepa.masks import Masks, sample_masks
 from openjepa.nn.encoder import normalise
-from openjepa.run import make_method, make_schedules, make_trainer
 from openjepa.train import Trainer
 from tests.parity import make_golden
 from tests.parity.equations import Learner, Rates, Setup

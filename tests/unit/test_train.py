@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from openjepa.build import make_schedules, make_trainer, plan_steps
 from openjepa.config import build_recipe, load_recipe
 from openjepa.data.loader import Batch
 from openjepa.engine.precision import choose_precision, pick_device
 from openjepa.masks import sample_masks
-from openjepa.run import make_schedules, make_trainer, plan_steps
 
 VALUES = {
     "data": {"image_size": 32, "channels": 1, "batch_size": 12},

@@ -1,0 +1,114 @@
+"""What a recipe describes, built: the method, the trainer, the batches, the length of the run. run.py puts them together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from typing import NamedTuple
+
+import torch
+
+from openjepa.config import Recipe
+from openjepa.data.loader import Batch, training_batches
+from openjepa.data.sources import ImageSource
+from openjepa.data.views import IMAGENET_MEAN, IMAGENET_STD, measure_normalization
+from openjepa.engine.optim import make_optimizer
+from openjepa.engine.precision import Precision, choose_precision, make_scaler, pick_device
+from openjepa.engine.schedule import target_momentum, warmup_cosine
+from openjepa.methods import METHODS, Method
+from openjepa.train import Schedules, StepRecord, Trainer
+
+NORMALIZATION_IMAGES = 2000  # enough for a mean to two digits
+MEASURED_STEPS = 30  # steps timed for train.max_minutes, at most
+WARMUP_STEPS = 3  # steps before the timing starts: caches, thread pools, data workers
+RESERVED_FRAC = 0.03  # share of max_minutes kept for health measurements and checkpoints
+
+
+def make_schedules(recipe: Recipe, total_steps: int) -> Schedules:
+    """Learning rate and momentum over total_steps; warm-up keeps its share of the run."""
+    optim, momentum = recipe.optim, recipe.momentum
+    scale = recipe.data.batch_size / optim.lr_batch_size if optim.lr_batch_size else 1.0
+    warmup_steps = round(total_steps * min(optim.warmup_epochs / recipe.train.epochs, 1.0))
+    return Schedules(
+        total_steps,
+        lambda step: scale * warmup_cosine(step, total_steps, warmup_steps, optim.start_lr, optim.lr, optim.final_lr),
+        lambda step: target_momentum(step, total_steps, momentum.schedule, momentum.start, momentum.end),
+    )
+
+
+def make_method(recipe: Recipe) -> Method:
+    """The recipe's method with fresh weights from torch's generator."""
+    return METHODS[recipe.method.name](
+        recipe.data.size, recipe.data.channels, recipe.model, recipe.mask, recipe.method, recipe.train.activation_checkpointing
+    )
+
+
+def make_trainer(recipe: Recipe, mean: list[float], std: list[float], total_steps: int, precision: Precision) -> Trainer:
+    """A method with fresh weights, a function of train.seed alone, and everything a step needs."""
+    device = pick_device(recipe.train.device)
+    torch.manual_seed(recipe.train.seed)
+    method = make_method(recipe).to(device)
+    return Trainer(
+        method=method,
+        optimizer=make_optimizer(method, recipe.model.encoder_shape[1], recipe.optim, fused=precision != "fp32"),
+        scaler=make_scaler(device, precision),
+        schedules=make_schedules(recipe, total_steps),
+        device=device,
+        precision=precision,
+        mean=torch.tensor(mean, device=device).view(-1, 1, 1),
+        std=torch.tensor(std, device=device).view(-1, 1, 1),
+        seed=recipe.train.seed,
+        accumulation_steps=recipe.train.accumulation_steps,
+        clip_grad_norm=recipe.optim.clip_grad_norm,
+    )
+
+
+def find_normalization(recipe: Recipe, source: ImageSource) -> tuple[list[float], list[float]]:
+    """Channel mean and standard deviation of images in [0, 1]: ImageNet's, or measured on the source."""
+    if recipe.data.normalization == "measured":
+        return measure_normalization(source, NORMALIZATION_IMAGES)
+    if recipe.data.channels == 3:
+        return list(IMAGENET_MEAN), list(IMAGENET_STD)
+    if recipe.data.channels == 1:
+        return [sum(IMAGENET_MEAN) / 3], [sum(IMAGENET_STD) / 3]
+    raise ValueError(f"data.normalization imagenet has no statistics for {recipe.data.channels} channels; use measured")
+
+
+def make_batches(recipe: Recipe, source: ImageSource, start_step: int, total_steps: int) -> Generator[Batch, None, None]:
+    """The run's batches from start_step on."""
+    return training_batches(
+        source, recipe.data, recipe.mask, recipe.grid, seed=recipe.train.seed, start_step=start_step, total_steps=total_steps
+    )
+
+
+class StepTime(NamedTuple):
+    """Mean seconds of a training step with its data, and the share of them spent waiting for the data."""
+
+    seconds: float
+    data_wait_frac: float
+
+
+def measure_step(recipe: Recipe, source: ImageSource, mean: list[float], std: list[float], max_s: float) -> StepTime:
+    """Time some steps, on a trainer that is thrown away afterwards."""
+    precision = choose_precision(pick_device(recipe.train.device), recipe.train.precision)
+    trainer = make_trainer(recipe, mean, std, 1000, precision)
+    deadline = time.perf_counter() + max_s
+    times: list[tuple[float, float]] = []
+
+    def after_step(record: StepRecord) -> bool:
+        times.append((record.step_s, record.data_wait_s))
+        return time.perf_counter() > deadline and len(times) > WARMUP_STEPS
+
+    trainer.run(make_batches(recipe, source, 0, WARMUP_STEPS + MEASURED_STEPS), after_step)
+    computing, waiting = (sum(column) / len(times[WARMUP_STEPS:]) for column in zip(*times[WARMUP_STEPS:], strict=True))
+    return StepTime(computing + waiting, waiting / (computing + waiting))
+
+
+def plan_steps(recipe: Recipe, num_images: int, step_s: float | None) -> int:
+    """The number of optimizer steps: from epochs, and no more than max_steps or max_minutes allow."""
+    steps = max(round(recipe.train.epochs * num_images / recipe.data.batch_size), 1)
+    if recipe.train.max_steps is not None:
+        steps = min(steps, recipe.train.max_steps) if recipe.train.max_minutes else recipe.train.max_steps
+    if recipe.train.max_minutes is not None and step_s is not None:
+        steps = min(steps, max(int(60 * recipe.train.max_minutes * (1 - RESERVED_FRAC) / step_s), 1))
+    return steps
