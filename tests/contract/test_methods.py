@@ -91,7 +91,7 @@ def test_a_regulariser_acts(name, regularizer):
 
 def test_activation_checkpointing_keeps_less_and_changes_no_gradient(name):
     plain, checkpointed = (keep_for_backward(make(name, checkpointing=checkpointing)) for checkpointing in (False, True))
-    assert checkpointed[0] < 0.5 * plain[0]
+    assert checkpointed[0] < 0.25 * plain[0]  # encoder and predictor both
     for first, second in zip(plain[1], checkpointed[1], strict=True):
         torch.testing.assert_close(first, second)
 
