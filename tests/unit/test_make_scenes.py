@@ -158,10 +158,11 @@ def test_enough_of_every_object_is_seen():
 
 
 def test_oklab_agrees_with_published_colours():
-    """CSS Color 4 gives these for the corners of sRGB."""
+    """CSS Color 4 gives these for corners of sRGB and rebeccapurple; a grey's lightness is the cube root of its luminance."""
     published = {
         (255, 255, 255): (1, 0, 0), (0, 0, 0): (0, 0, 0), (255, 0, 0): (0.62796, 0.22486, 0.12585),
         (0, 255, 0): (0.86644, -0.23389, 0.1795), (0, 0, 255): (0.45201, -0.03246, -0.31153),
+        (102, 51, 153): (0.44027, 0.08818, -0.13386), (128, 128, 128): (((128 / 255 + 0.055) / 1.055) ** 0.8, 0, 0),
     }  # fmt: skip
     assert np.abs(to_srgb(np.array(list(published.values()))).astype(int) - list(published)).max() <= 1
 
