@@ -29,9 +29,8 @@ from openjepa.report import pictures, svg
 from openjepa.report.pictures import Floats, Pixels
 
 NUM_MASKS = 12
-NUM_BATCHES = 256  # measured; a batch is one draw of the shapes
-MEASURED_BATCH_SIZE = 32  # of unbiased draws, whose coverage is the same in batches of any size
-BATCH_SIZE = 256  # of released draws
+NUM_BATCHES = 200  # measured; a batch of multiblock masks is one draw of the shapes
+BATCH_SIZE = 256
 LABELLED_ROWS = 20  # more have no room for a number each
 INK, QUIET = "#1c1f23", "#5b626b"
 
@@ -80,11 +79,10 @@ def draw_sheet(
     title: str = "",
     batch_size: int = BATCH_SIZE,
 ) -> MaskSheet:
-    """Draw masks and measure coverage, released ones in batches of batch_size. ValueError if the settings do not fit the grid."""
-    size = batch_size if settings.fidelity == "released" else MEASURED_BATCH_SIZE
-    batches = [sample_masks(settings, grid, size, seed=seed, step=step) for step in range(num_masks)]
+    """Draw masks and measure coverage in batches of batch_size. Raises ValueError if the settings do not fit the grid."""
+    batches = [sample_masks(settings, grid, batch_size, seed=seed, step=step) for step in range(num_masks)]
     drawn = [pictures.colour_masks(masks, grid, 1)[0] for masks in batches]
-    coverage = measure_coverage(settings, grid, num_images=NUM_BATCHES * size, batch_size=size, seed=seed)
+    coverage = measure_coverage(settings, grid, num_images=NUM_BATCHES * batch_size, batch_size=batch_size, seed=seed)
     shares = (("context", coverage.context_frac), ("targets", coverage.target_frac), ("unseen", coverage.unseen_frac))
     caption = ", ".join(f"{word} {100 * share:.1f}\N{NO-BREAK SPACE}%" for word, share in shares)
     return MaskSheet(title, drawn, coverage.context_rate, coverage.target_rate, caption, batches[0].target_idx.shape[1])
@@ -102,11 +100,13 @@ def draw_sheets(
     if settings.sampler != "multiblock":
         return [draw_sheet(settings, grid, seed=seed, title=f"{settings.sampler} masks")], ""
     unbiased, released = (settings.model_copy(update={"fidelity": fidelity}) for fidelity in ("unbiased", "released"))
-    sheets = [draw_sheet(unbiased, grid, seed=seed, title="unbiased: uniform in position, contexts padded")]
+    sheets = [
+        draw_sheet(unbiased, grid, seed=seed, title="unbiased: uniform in position, contexts padded", batch_size=batch_size)
+    ]
     try:
         check_masks(released, grid)
     except ValueError as reason:
-        if settings.fidelity == "released":
+        if settings == released:
             raise
         return sheets, f"released masks are left out: {reason}"
     title = f"released: no last row or column, contexts cut to the shortest of {batch_size}"

@@ -31,25 +31,27 @@ PAPER = Setup(GRID, PATCH, HEADS, PREDICTOR_HEADS, True, True, True, True, True)
 SEED_DESCRIPTION = Setup(GRID, PATCH, HEADS, PREDICTOR_HEADS, False, False, False, False, False)
 
 # A run of 10 steps, the first 4 of them warm-up. Adam's epsilon is far above the usual 1e-8: in exact arithmetic some gradients
-# are 0 (a key's bias moves no softmax), and 1e-8 would blow up their rounding to a part of a step (test_golden_step.py).
+# are 0 (a key's bias moves no softmax), and 1e-8 would blow up their rounding to a part of a step (test_golden_step.py). Rates
+# are a hundred times the recipes', so that a step is large beside float32's spacing and a decay of 0.04 is not one of 0.05.
 TOTAL_STEPS, WARMUP_STEPS, STEPS = 10, 4, 3
 EPS = 1e-4
+PAPER_START_LR, PAPER_LR, SEED_LR = 0.02, 0.1, 0.015
 
 
 def paper_rates(step: int) -> Rates:
-    """arXiv 2301.08243, section A.1: rate from 2e-4 to 1e-3 in the warm-up; decay 0.04 to 0.4 by a cosine; momentum linear."""
+    """arXiv 2301.08243, section A.1: rate linear in the warm-up; decay 0.04 to 0.4 by a cosine; momentum linear."""
     decay = 0.4 + (0.04 - 0.4) * (1 + math.cos(math.pi * (step + 1) / TOTAL_STEPS)) / 2
-    lr = 2e-4 + (1e-3 - 2e-4) * (step + 1) / WARMUP_STEPS
+    lr = PAPER_START_LR + (PAPER_LR - PAPER_START_LR) * (step + 1) / WARMUP_STEPS
     return Rates(lr, decay, decay, 0.996 + 0.004 * step / TOTAL_STEPS, layer_decay=1.0, max_norm=None, eps=EPS)
 
 
 def seed_rates(step: int) -> Rates:
-    """The seed: rate from 0 to 1.5e-4 in the warm-up, decay 0.05 and 0.04, momentum by a cosine, layers at 0.75, norm at most 1.
+    """The seed: rate from 0 in the warm-up, decay 0.05 and 0.04, momentum by a cosine, layers at 0.75, norm at most 1.
 
-    Scaled as if 256 images were a batch of the recipe's and we had 1024: four times the rate, so that a step shows in float32.
+    Scaled linearly from the recipe's batch of 256 to one of 1024.
     """
     momentum = 1.0 - 0.004 * (1 + math.cos(math.pi * step / TOTAL_STEPS)) / 2
-    return Rates(4 * 1.5e-4 * (step + 1) / WARMUP_STEPS, 0.05, 0.04, momentum, layer_decay=0.75, max_norm=1.0, eps=EPS)
+    return Rates(4 * SEED_LR * (step + 1) / WARMUP_STEPS, 0.05, 0.04, momentum, layer_decay=0.75, max_norm=1.0, eps=EPS)
 
 
 RECIPES = {"paper": (PAPER, paper_rates), "seed": (SEED_DESCRIPTION, seed_rates)}
