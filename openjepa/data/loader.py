@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import signal
 import weakref
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TypeVar
@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from openjepa.config import Data, Mask
-from openjepa.data.decode import DecodeError, Pixels
+from openjepa.data.decode import DecodeError
 from openjepa.data.sources import ArraySource, ImageSource
-from openjepa.data.views import evaluation_view, training_view
+from openjepa.data.views import View, evaluation_view, training_view
 from openjepa.masks import Masks, sample_masks
 
 # What a generator is for: the second number of its seed.
@@ -141,28 +141,28 @@ class _Steps(Dataset[Batch | ValueError]):
         image_idx = np.empty(local_batch, np.int64)
         skipped: list[tuple[str, str]] = []
         for i in range(local_batch):
-            image, image_idx[i] = self._load(int(order[i]), step, i, skipped)
-            generator = np.random.default_rng([self.seed, VIEW, step, self.rank, i])
-            views[i] = training_view(image, (height, width), self.settings, generator)
+            views[i], image_idx[i] = self._make_view(int(order[i]), step, i, skipped)
         masks = sample_masks(self.mask, self.grid, local_batch, seed=self.seed, step=step, rank=self.rank)
         return Batch(step, torch.from_numpy(views), masks, torch.from_numpy(image_idx), skipped)
 
-    def _load(self, number: int, step: int, i: int, skipped: list[tuple[str, str]]) -> tuple[Pixels, int]:
-        """Pixels and number of an image, or of the first readable one of a random row of others."""
-        try:
-            return self.source.load(number), number
-        except DecodeError as error:
-            skipped.append((self.source.path(number), error.reason))
-        generator = np.random.default_rng([self.seed, REPLACEMENT, step, self.rank, i])
-        for other in generator.integers(len(self.source), size=REPLACEMENT_TRIES).tolist():
+    def _make_view(self, number: int, step: int, i: int, skipped: list[tuple[str, str]]) -> tuple[View, int]:
+        """View and number of an image, or of the first readable one of a random row of others."""
+        for candidate in self._list_candidates(number, step, i):
+            generator = np.random.default_rng([self.seed, VIEW, step, self.rank, i])
             try:
-                return self.source.load(other), other
+                view = training_view(self.source.open(candidate), self.settings.size, self.settings, generator)
+                return view, candidate
             except DecodeError as error:
-                skipped.append((self.source.path(other), error.reason))
+                skipped.append((self.source.path(candidate), error.reason))
         path, reason = skipped[-1]
         raise DecodeError(
             self.source.spec, f"{REPLACEMENT_TRIES + 1} images in a row cannot be read; the last is {path} ({reason})"
         )
+
+    def _list_candidates(self, number: int, step: int, i: int) -> Iterator[int]:
+        yield number
+        generator = np.random.default_rng([self.seed, REPLACEMENT, step, self.rank, i])
+        yield from generator.integers(len(self.source), size=REPLACEMENT_TRIES).tolist()
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class _Parts(Dataset[EvaluationBatch]):
         views, numbers, skipped = [], [], []
         for number in self.parts[part].tolist():
             try:
-                views.append(evaluation_view(self.source.load(number), self.size))
+                views.append(evaluation_view(self.source.open(number), self.size))
                 numbers.append(number)
             except DecodeError as error:
                 skipped.append((self.source.path(number), error.reason))

@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from openjepa.data.decode import EXTENSIONS, MODES, Pixels, decode_image
+from openjepa.data.decode import EXTENSIONS, MODES, Decoded, Picture, Pixels, open_image
 from openjepa.data.decode import DecodeError as DecodeError  # part of a source's contract
 from openjepa.data.idx import FASHION_MNIST_CLASSES, read_fashion_mnist
 from openjepa.data.sample import load_sample, read_index
@@ -47,6 +47,9 @@ class ImageSource(Protocol):
         """Class names by number; empty where labels is None."""
 
     def __len__(self) -> int: ...
+
+    def open(self, index: int) -> Picture:
+        """An image, to be decoded as finely as is needed. Raises DecodeError if it cannot be read."""
 
     def load(self, index: int) -> Pixels:
         """Pixels (H, W, channels) of an image. Raises DecodeError if it cannot be read."""
@@ -88,6 +91,10 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.images)
 
+    def open(self, index: int) -> Picture:
+        """The image is in memory already."""
+        return Decoded(self.load(index))
+
     def load(self, index: int) -> Pixels:
         """Grey as it is, repeated for colour; a fourth or second channel is opaque alpha."""
         grey: Pixels = self.images[index][:, :, None]
@@ -116,9 +123,13 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self.files)
 
+    def open(self, index: int) -> Picture:
+        """Read the file's header, and if it is no JPEG its pixels."""
+        return open_image(self.files[index], self.channels)
+
     def load(self, index: int) -> Pixels:
         """Read and convert the file."""
-        return decode_image(self.files[index], self.channels)
+        return self.open(index).decode()
 
     def path(self, index: int) -> str:
         """The file's path; bytes that are not UTF-8 are shown as backslash escapes."""

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openjepa.config import Data, Mask
-from openjepa.data.decode import DecodeError
+from openjepa.data.decode import Decoded, DecodeError
 from openjepa.data.loader import Batch, evaluation_batches, sample_order, training_batches
 from openjepa.data.skipped import SkippedFiles
 from openjepa.data.sources import open_source
@@ -37,6 +37,9 @@ class Levels:
 
     def __len__(self) -> int:
         return self.num_images
+
+    def open(self, index: int) -> Decoded:
+        return Decoded(self.load(index))
 
     def load(self, index: int) -> np.ndarray:
         if index in self.broken:
@@ -110,7 +113,7 @@ def test_views_of_one_image_differ_between_epochs():
     """One image, again and again: only the crop, the mirror and the level of brightness can differ."""
     picture = open_source("sample:train", 1)
     one = Levels(1)
-    one.load = lambda index: picture.load(5)
+    one.open = lambda index: picture.open(5)
     views = {bytes(image.numpy().tobytes()) for batch in batches_of(one, total=3) for image in batch.images}
     assert len(views) > 15  # of 18
 
@@ -217,7 +220,7 @@ def test_evaluation_covers_everything_in_order():
     images, numbers, skipped = zip(*evaluation_batches(source, (32, 20), batch_size=300, workers=2), strict=True)
     assert torch.cat(numbers).tolist() == list(range(2000)) and all(not pairs for pairs in skipped)
     assert [len(part) for part in images] == [300] * 6 + [200]
-    np.testing.assert_array_equal(images[6][199].numpy(), evaluation_view(source.load(1999), (32, 20)))
+    np.testing.assert_array_equal(images[6][199].numpy(), evaluation_view(source.open(1999), (32, 20)))
     chosen = list(evaluation_batches(source, (32, 20), indices=[7, 5, 7]))
     assert len(chosen) == 1 and chosen[0][1].tolist() == [7, 5, 7]
     assert torch.equal(chosen[0][0][0], chosen[0][0][2]) and torch.equal(chosen[0][0][1], images[0][5])
