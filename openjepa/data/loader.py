@@ -91,8 +91,7 @@ def training_batches(
         raise ValueError(f"data.batch_size {settings.batch_size} cannot be shared evenly by {world_size} processes")
     assert source.channels == settings.channels, (source.channels, settings.channels)
     steps = _Steps(source, settings, mask, grid, seed, rank, world_size)
-    loader = _make_loader(steps, range(start_step, total_steps), settings.workers, pin_memory=torch.cuda.is_available())
-    return _close_at_exit(_iterate(loader))
+    return stream_items(steps, range(start_step, total_steps), settings.workers, pin_memory=torch.cuda.is_available())
 
 
 def evaluation_batches(
@@ -110,8 +109,8 @@ def evaluation_batches(
     """
     numbers = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
     parts = [numbers[first : first + batch_size] for first in range(0, len(numbers), batch_size)]
-    loader = _make_loader(_Parts(source, size, parts), range(len(parts)), 0 if isinstance(source, ArraySource) else workers)
-    return _close_at_exit(_drop_empty(source, _iterate(loader)))
+    items = stream_items(_Parts(source, size, parts), range(len(parts)), 0 if isinstance(source, ArraySource) else workers)
+    return _drop_empty(source, items)
 
 
 @dataclass(frozen=True)
@@ -203,8 +202,14 @@ def _drop_empty(source: ImageSource, batches: Generator[EvaluationBatch, None, N
         )
 
 
-def _make_loader(dataset: Dataset[Item], numbers: range, workers: int, pin_memory: bool = False) -> DataLoader[Item]:
-    return DataLoader(
+def stream_items(
+    dataset: Dataset[Item] | Dataset[Item | ValueError], numbers: range, workers: int, pin_memory: bool = False
+) -> Generator[Item, None, None]:
+    """Items of a data set in the order of their numbers, made ahead of time by so many workers; errors among them are raised.
+
+    Closing the generator, or the end of the program, ends its workers.
+    """
+    loader = DataLoader(
         dataset,
         batch_size=None,  # an item is a whole batch
         collate_fn=_leave_alone,  # the default would make lists of tuples
@@ -215,6 +220,7 @@ def _make_loader(dataset: Dataset[Item], numbers: range, workers: int, pin_memor
         worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # its own: starting workers draws a number, which must not move torch's global state
     )
+    return _close_at_exit(_raise_errors(loader))
 
 
 def _leave_alone(item: Item) -> Item:
@@ -227,7 +233,7 @@ def _ignore_signals(_worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _iterate(loader: DataLoader[Item | ValueError]) -> Generator[Item, None, None]:
+def _raise_errors(loader: DataLoader[Item | ValueError]) -> Generator[Item, None, None]:
     for item in loader:
         if isinstance(item, ValueError):
             raise item

@@ -1,4 +1,4 @@
-"""Where images come from: a folder, the embedded sample, or the files of Fashion-MNIST.
+"""Where images come from: a folder, a pack of one, the embedded sample, or the files of Fashion-MNIST.
 
 A source is a fixed list of images, each loaded by number, with labels and class names where there are any. Folders are
 searched at any depth and listed by path, so the same folder always gives the same order. Hidden files and folders and
@@ -19,11 +19,12 @@ from jaxtyping import Int64, UInt8
 from openjepa.data.decode import EXTENSIONS, MODES, Decoded, Picture, Pixels, open_image
 from openjepa.data.decode import DecodeError as DecodeError  # part of a source's contract
 from openjepa.data.idx import FASHION_MNIST_CLASSES, read_fashion_mnist
+from openjepa.data.packed import is_pack, open_pack
 from openjepa.data.sample import load_sample, read_index
 
 Labels = Int64[np.ndarray, " N"]
 PARTS = ("train", "test")
-KINDS = "a folder of images, sample:train, sample:test, fashion-mnist:FOLDER:train or fashion-mnist:FOLDER:test"
+KINDS = "a folder of images, a pack of them, sample:train, sample:test, fashion-mnist:FOLDER:train or fashion-mnist:FOLDER:test"
 
 
 @runtime_checkable
@@ -59,7 +60,7 @@ class ImageSource(Protocol):
 
 
 def open_source(spec: str, channels: int) -> ImageSource:
-    """Open what the user names: a folder, "sample:train|test" or "fashion-mnist:FOLDER:train|test".
+    """Open what the user names: a folder, a pack, "sample:train|test" or "fashion-mnist:FOLDER:train|test".
 
     Images are converted to so many channels. Raises ValueError with one line if there is nothing to read.
     """
@@ -71,7 +72,7 @@ def open_source(spec: str, channels: int) -> ImageSource:
         folder, _, part = rest.rpartition(":")
         images, labels = read_fashion_mnist(Path(folder).expanduser(), _check_part(spec, part))
         return ArraySource(spec, channels, images, labels, FASHION_MNIST_CLASSES)
-    return open_folder(spec, channels)
+    return open_pack(spec, channels) if is_pack(Path(spec).expanduser()) else open_folder(spec, channels)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torchvision.transforms import functional as tv
 
 from openjepa.config import Data
 from openjepa.data import colour
-from openjepa.data.decode import Decoded, DecodeError
+from openjepa.data.decode import Decoded, DecodeError, open_image
 from openjepa.data.views import draw_crop, evaluation_view, measure_normalization, training_view
 from tests.messy_folder import draw_picture
 
@@ -126,6 +126,53 @@ def test_evaluation_view_of_views_that_are_not_square():
     image = picture(120, 80)
     np.testing.assert_array_equal(evaluation_view(Decoded(image), (80, 40)), image[:, 40:80].transpose(2, 0, 1))
     np.testing.assert_array_equal(evaluation_view(Decoded(image), (30, 120)), image[25:55].transpose(2, 0, 1))
+
+
+class Watched:
+    """An image that notes how it was decoded."""
+
+    def __init__(self, image: Decoded) -> None:
+        self.image, self.size, self.reductions = image, image.size, []
+
+    def decode(self, reduction: int = 1) -> np.ndarray:
+        self.reductions.append(reduction)
+        return self.image.decode(reduction)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 900), st.integers(1, 900), st.integers(1, 60), st.integers(1, 60), st.integers(0, 99))
+def test_what_is_decoded_keeps_twice_the_views_resolution(height, width, view_height, view_width, seed):
+    image = Watched(Decoded(np.zeros((height, width, 1), np.uint8)))
+    crop = draw_crop((height, width), (view_height, view_width), (0.3, 1.0), np.random.default_rng(seed))
+    training_view(image, (view_height, view_width), Data(), np.random.default_rng(seed))
+    (reduction,) = image.reductions
+    room = min(crop[2] / view_height, crop[3] / view_width)
+    assert reduction in (1, 2, 4, 8) and (reduction == 1 or room / reduction >= 2)
+    assert reduction == 8 or room / (2 * reduction) < 2  # and no finer than that
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1), ("CMYK", 3)])
+def test_views_of_reduced_jpegs_are_those_of_whole_ones(tmp_path, mode, channels, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    draw_picture("stripes", (800, 600), np.random.default_rng(2)).convert(mode).save(tmp_path / "a.jpg", quality=92, exif=exif)
+    image = Watched(open_image(str(tmp_path / "a.jpg"), channels))
+    whole = Decoded(image.decode())
+    pairs = [
+        (
+            training_view(image, (64, 64), Data(), np.random.default_rng(i)),
+            training_view(whole, (64, 64), Data(), np.random.default_rng(i)),
+        )
+        for i in range(12)
+    ]
+    pairs.append((evaluation_view(image, (64, 64)), evaluation_view(whole, (64, 64))))
+    assert {2, 4} <= set(image.reductions)
+    for reduced, exact in pairs:
+        error = reduced.astype(float) - exact
+        assert 10 * math.log10(255**2 / (error**2).mean()) > 38
+        shifted = np.roll(exact, 1, axis=2) - exact.astype(float)  # a crop one pixel beside would show
+        assert (error**2).mean() < 0.05 * (shifted**2).mean()
 
 
 def test_level_none_draws_nothing():
