@@ -57,6 +57,7 @@ SETS = {  # width, height, grain in grey levels, number of files
 QUALITY = 90
 PACK_PX = 384  # the default of `openjepa pack`
 WAIT_STEPS = 20
+Rates = tuple[list[float], list[float]]
 
 
 def draw_photo(width: int, height: int, grain: float, generator: np.random.Generator) -> Image.Image:
@@ -105,9 +106,7 @@ def their_batches(data: str, batch: int) -> Iterator[object]:
         yield from loader
 
 
-def compare(
-    ours: Iterator[object], theirs: Iterator[object], batch: int, steps: int, rounds: int
-) -> tuple[list[float], list[float]]:
+def compare(ours: Iterator[object], theirs: Iterator[object], batch: int, steps: int, rounds: int) -> Rates:
     """Images per second of CPU time of two loaders in turn, for each round."""
     rates: Rates = ([], [])
     for loader in (ours, theirs):
@@ -211,16 +210,11 @@ def name_cpu() -> str:
 
 def print_line(figure: str, unit: str, **values: object) -> None:
     """One figure as a line of JSON."""
-    packages = {"torch": torch.__version__, "torchvision": torchvision.__version__, "pillow": PIL.__version__}
+    packages = ("numpy", "torch", "torchvision", "pillow", "simplejpeg")
     about = {
         "command": f"python {shlex.join(sys.argv)}",
         "cpu": name_cpu(),
-        "versions": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "simplejpeg": version("simplejpeg"),
-            **packages,
-        },
+        "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
     }
     print(json.dumps({"figure": figure, "unit": unit} | values | about), flush=True)
 
@@ -257,13 +251,10 @@ def measure_set(name: str, folder: Path, batch: int, rounds: int) -> None:
         rates = compare(our_batches(str(packed), batch), slower, batch, steps, rounds)
         print_comparison(f"{what}: a pack of size {PACK_PX} over {other} from JPEGs", rates, batch=batch, **about)
     print_line(f"{what}: views of reduced JPEGs against whole ones", "grey levels", **measure_difference(photos))
-    for reduction in (1, 8):
+    for reduction in (1,) if name == "small" else (1, 4, 8):
         print_line(f"{what}: decoding to 1/{reduction}", "ms a file", **measure_decoders(photos, reduction, rounds))
-    print_line(
-        f"{what}: share of steps twice as long as loading that waits for one worker",
-        "share",
-        value=round(measure_wait(str(photos), batch), 4),
-    )
+    wait = measure_wait(str(photos), batch)
+    print_line(f"{what}: wait for one worker, steps twice as long as loading", "share of the time", value=round(wait, 4))
 
 
 def main() -> None:

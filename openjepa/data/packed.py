@@ -80,12 +80,9 @@ def open_pack(spec: str, channels: int) -> PackSource:
         columns = {name: table[name].to_numpy().astype(np.int64) for name in ("offset", "height", "width")}
         packed_channels = int(facts["channels"])
         shapes = np.stack([columns["height"], columns["width"], np.full(len(table), packed_channels)], axis=1)
-        ends = np.cumsum(shapes.prod(axis=1))
-        if (
-            shapes.min() < 1
-            or not np.array_equal(columns["offset"], ends - shapes.prod(axis=1))
-            or ends[-1] != facts["num_bytes"]
-        ):
+        sizes = shapes.prod(axis=1)
+        starts = np.cumsum(sizes) - sizes
+        if shapes.min() < 1 or not np.array_equal(columns["offset"], starts) or sizes.sum() != facts["num_bytes"]:
             raise ValueError(f"the sizes in {TABLE} do not fit together")
         found = (folder / PIXELS).stat().st_size
         if found != facts["num_bytes"]:
