@@ -120,7 +120,7 @@ def compare(ours: Iterator[object], theirs: Iterator[object], batch: int, steps:
     return rates
 
 
-def measure_difference(folder: Path) -> dict[str, float]:
+def measure_difference(folder: Path) -> dict[str, float | None]:
     """How far views of reduced JPEGs are from those of whole ones, in grey levels of 255; and peak signal to noise in dB."""
     source, size = open_source(str(folder), 3), (VIEW_PX, VIEW_PX)
     errors: dict[str, list[np.ndarray]] = {"training": [], "evaluation": []}
@@ -131,12 +131,12 @@ def measure_difference(folder: Path) -> dict[str, float]:
             errors["training"].append(views[0].astype(np.float64) - views[1])
         views = [evaluation_view(picture, size) for picture in pictures]
         errors["evaluation"].append(views[0].astype(np.float64) - views[1])
-    figures: dict[str, float] = {}
+    figures: dict[str, float | None] = {}
     for kind, found in errors.items():
         worst = max(float((error**2).mean()) for error in found)
         figures[f"{kind}_mean_abs"] = round(statistics.mean(float(abs(error).mean()) for error in found), 3)
         figures[f"{kind}_max_abs"] = max(float(abs(error).max()) for error in found)
-        figures[f"{kind}_lowest_psnr_db"] = round(10 * math.log10(255**2 / worst), 1) if worst else math.inf
+        figures[f"{kind}_lowest_psnr_db"] = round(10 * math.log10(255**2 / worst), 1) if worst else None
     return figures
 
 

@@ -97,10 +97,9 @@ class JpegFile:
         height, width = self.size
         if self.rotation is None and self.mode == MODES[self.channels]:
             with suppress(ValueError):  # it is strict; Pillow decides what can still be read
-                pixels: Pixels = simplejpeg.decode_jpeg(
-                    self.data, "RGB" if self.channels == 3 else "GRAY", min_factor=reduction,
-                    min_height=height // reduction, min_width=width // reduction,
-                )  # fmt: skip
+                colours = "RGB" if self.channels == 3 else "GRAY"
+                least = {"min_height": -(-height // reduction), "min_width": -(-width // reduction)}
+                pixels: Pixels = simplejpeg.decode_jpeg(self.data, colours, **least)
                 return pixels
         with _decode_errors(self.path), Image.open(io.BytesIO(self.data), formats=FORMATS) as image:
             image.draft(None, (image.width // reduction, image.height // reduction))

@@ -3,8 +3,8 @@
 A pack is a folder. pixels.bin holds the images, uint8 (height, width, channels), one after another, and is mapped into memory:
 only what a crop covers is read. pack.parquet has a row per image, in order: path, label, offset, height, width; under the key
 "openjepa" of its metadata stands JSON with version, source, channels, size_px, classes and num_bytes. skipped.txt lists images
-that could not be read, one a line: path, tab, reason. Damage to the table and a wrong length of pixels.bin are noticed when a
-pack is opened; a changed byte within pixels.bin is a changed pixel, and is not.
+that could not be read, one a line: path, tab, reason. Damage to the table's columns and a wrong length of pixels.bin are
+noticed when a pack is opened; a changed byte within pixels.bin is a changed pixel, and is not.
 """
 
 from __future__ import annotations

@@ -129,13 +129,14 @@ def test_damage_is_refused(small):
 def test_no_changed_byte_of_the_table_goes_unnoticed_or_crashes(small):
     whole = open_source(str(small), 3)
     table = (small / "pack.parquet").read_bytes()
-    for place in range(0, len(table), 7):
+    for place in range(0, len(table), 5):
         (small / "pack.parquet").write_bytes(table[:place] + bytes([table[place] ^ 0x55]) + table[place + 1 :])
         try:
             source = open_source(str(small), 3)
         except ValueError:
             continue
-        # a byte that says nothing about where the images lie
+        # a byte that says nothing about the images
+        assert source.paths == whole.paths and source.labels.tolist() == whole.labels.tolist()
         assert [source.load(i).tobytes() for i in range(len(source))] == [whole.load(i).tobytes() for i in range(5)]
 
 
