@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from openjepa.config import Data, Mask
 from openjepa.data.decode import Decoded, DecodeError
-from openjepa.data.loader import Batch, evaluation_batches, sample_order, training_batches
+from openjepa.data.loader import PREFETCH_STEPS, Batch, evaluation_batches, sample_order, training_batches
 from openjepa.data.skipped import SkippedFiles
 from openjepa.data.sources import open_source
 from openjepa.data.views import evaluation_view
@@ -168,6 +168,32 @@ def test_torchs_global_generator_is_left_alone(workers):
     torch.manual_seed(0)
     batches_of(Levels(), SMALL.model_copy(update={"workers": workers}), total=2)
     assert torch.equal(torch.rand(1), expected)
+
+
+class CountedLevels(Levels):
+    """Each image that is loaded adds a byte to a file, which all processes can see."""
+
+    def __init__(self, count: Path) -> None:
+        super().__init__()
+        self.count = count
+
+    def load(self, index: int) -> np.ndarray:
+        with self.count.open("ab") as file:
+            file.write(b".")
+        return super().load(index)
+
+
+def test_a_worker_loads_ahead_while_a_step_computes(tmp_path):
+    count = tmp_path / "count"
+    data = SMALL.model_copy(update={"workers": 1})
+    batches = training_batches(CountedLevels(count), data, MASK, (7, 7), seed=0, start_step=0, total_steps=100)
+    next(batches)
+    deadline = time.perf_counter() + 30
+    while count.stat().st_size < (1 + PREFETCH_STEPS) * data.batch_size and time.perf_counter() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert count.stat().st_size == (1 + PREFETCH_STEPS) * data.batch_size  # as many as are asked to lie ready, and no more
+    batches.close()
 
 
 def test_closing_ends_the_workers_at_once():
