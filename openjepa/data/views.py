@@ -81,8 +81,8 @@ def cut(image: Picture, box: Box, size: tuple[int, int]) -> ResizedPixels:
     inside = pixels[first_row : math.ceil(top + height), first_column : math.ceil(left + width)]
     if inside.shape[:2] != (height, width):
         return _resize(inside, (top - first_row, left - first_column, height, width), size)
-    tensor = torch.from_numpy(np.array(inside)).permute(2, 0, 1)[None]
-    return interpolate(tensor, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+    batch = torch.from_numpy(np.array(inside)).unsqueeze(0).permute(0, 3, 1, 2)  # in this order torch sees channels last
+    return interpolate(batch, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def decode_for(image: Picture, box: Box, size: tuple[int, int]) -> tuple[Pixels, Box]:
