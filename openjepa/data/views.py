@@ -37,7 +37,7 @@ SOLARIZE_PROBABILITY = 0.2  # BYOL's (Grill et al. 2020, arXiv 2006.07733, appen
 LOWEST_STD = 1 / 255  # one grey level: constant images have a standard deviation of 0, and pixels are divided by it
 MEASURED_SIDE_PX = 512
 REDUCTIONS = (8, 4, 2)  # that a JPEG decodes to at less cost
-OVERSAMPLING = 2
+OVERSAMPLING = 1.5  # docs/performance.md compares others: from here on the difference is below that of JPEG itself
 
 
 def training_view(image: Picture, size: tuple[int, int], settings: Data, generator: np.random.Generator) -> View:
@@ -88,7 +88,7 @@ def cut(image: Picture, box: Box, size: tuple[int, int]) -> ResizedPixels:
 def decode_for(image: Picture, box: Box, size: tuple[int, int]) -> tuple[Pixels, Box]:
     """The pixels of an image, no finer than a box of it needs that becomes (height, width), and the box in them.
 
-    Sides are reduced as far as leaves OVERSAMPLING times the view's: resizing then averages two pixels or more into one.
+    Sides are reduced as far as leaves OVERSAMPLING times the view's, so that resizing still has something to average.
     """
     fits = min(box[2] / size[0], box[3] / size[1]) / OVERSAMPLING
     reduction = next((factor for factor in REDUCTIONS if factor <= fits), 1)

@@ -109,13 +109,15 @@ def test_steps_ranks_and_seeds_differ():
         assert one.masks.target_idx.tolist() != other.masks.target_idx.tolist()
 
 
-def test_views_of_one_image_differ_between_epochs():
+def test_views_of_one_image_differ_between_epochs_and_ranks():
     """One image, again and again: only the crop, the mirror and the level of brightness can differ."""
     picture = open_source("sample:train", 1)
     one = Levels(1)
     one.open = lambda index: picture.open(5)
     views = {bytes(image.numpy().tobytes()) for batch in batches_of(one, total=3) for image in batch.images}
     assert len(views) > 15  # of 18
+    ranks = [batches_of(one, SMALL.model_copy(update={"batch_size": 12}), total=1, rank=rank, world_size=2)[0] for rank in (0, 1)]
+    assert not torch.equal(ranks[0].images, ranks[1].images)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])
