@@ -25,10 +25,11 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from importlib import import_module
+from importlib import import_module, resources
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import simplejpeg
@@ -40,7 +41,8 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from openjepa.config import Data, Mask
-from openjepa.data.decode import Decoded
+from openjepa.data import views
+from openjepa.data.decode import Decoded, Picture
 from openjepa.data.loader import training_batches
 from openjepa.data.pack import write_pack
 from openjepa.data.sample import SIDE_PX, load_sample
@@ -123,21 +125,41 @@ def compare(ours: Iterator[object], theirs: Iterator[object], batch: int, steps:
 def measure_difference(folder: Path) -> dict[str, float | None]:
     """How far views of reduced JPEGs are from those of whole ones, in grey levels of 255; and peak signal to noise in dB."""
     source, size = open_source(str(folder), 3), (VIEW_PX, VIEW_PX)
-    errors: dict[str, list[np.ndarray]] = {"training": [], "evaluation": []}
+    training, evaluation = [], []
     for index in range(min(len(source), 6)):
-        pictures = source.open(index), Decoded(source.load(index))
-        for draw in range(4):
-            views = [training_view(picture, size, Data(), np.random.default_rng([index, draw])) for picture in pictures]
-            errors["training"].append(views[0].astype(np.float64) - views[1])
-        views = [evaluation_view(picture, size) for picture in pictures]
-        errors["evaluation"].append(views[0].astype(np.float64) - views[1])
-    figures: dict[str, float | None] = {}
-    for kind, found in errors.items():
-        worst = max(float((error**2).mean()) for error in found)
-        figures[f"{kind}_mean_abs"] = round(statistics.mean(float(abs(error).mean()) for error in found), 3)
-        figures[f"{kind}_max_abs"] = max(float(abs(error).max()) for error in found)
-        figures[f"{kind}_lowest_psnr_db"] = round(10 * math.log10(255**2 / worst), 1) if worst else None
-    return figures
+        reduced, whole = source.open(index), Decoded(source.load(index))
+        training += [training_difference(reduced, whole, VIEW_PX, draw) for draw in range(4)]
+        evaluation.append(evaluation_view(reduced, size).astype(np.float64) - evaluation_view(whole, size))
+    return summarize("training", training) | summarize("evaluation", evaluation)
+
+
+def measure_margins(margin: float) -> dict[str, float | None]:
+    """The same on scikit-learn's two photographs, 640 x 427 and sharp to the pixel, for another views.OVERSAMPLING."""
+    source = open_source(str(Path(str(resources.files("sklearn.datasets"))) / "images"), 3)
+    with mock.patch.object(views, "OVERSAMPLING", margin):
+        found = [
+            training_difference(source.open(index), Decoded(source.load(index)), side, draw)
+            for index in range(len(source))
+            for side in (48, 64, 96, 112)
+            for draw in range(20)
+        ]
+    return summarize("training", [error for error in found if error.any()])
+
+
+def training_difference(reduced: Picture, whole: Picture, side: int, seed: int) -> np.ndarray:
+    """A random view of one image minus the same view of the other."""
+    shown = [training_view(image, (side, side), Data(), np.random.default_rng(seed)) for image in (reduced, whole)]
+    return shown[0].astype(np.float64) - shown[1]
+
+
+def summarize(kind: str, errors: list[np.ndarray]) -> dict[str, float | None]:
+    """Mean and largest difference, and the lowest peak signal to noise, None where nothing differs."""
+    worst = max(float((error**2).mean()) for error in errors)
+    return {
+        f"{kind}_mean_abs": round(statistics.mean(float(abs(error).mean()) for error in errors), 3),
+        f"{kind}_max_abs": max(float(abs(error).max()) for error in errors),
+        f"{kind}_lowest_psnr_db": round(10 * math.log10(255**2 / worst), 1) if worst else None,
+    }
 
 
 def measure_decoders(folder: Path, reduction: int, rounds: int) -> dict[str, float]:
@@ -262,13 +284,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="JPEG folder to training batches on one core.")
     parser.add_argument("--rounds", type=int, default=5, help="how often both loaders have their turn")
     parser.add_argument("--batch", type=int, default=32, help="images in a batch of the small set")
-    parser.add_argument("--only", choices=[*SETS], help="one set of JPEGs")
+    parser.add_argument(
+        "--only", choices=[*SETS, "margins"], help="one set of JPEGs, or the resolution that reduced decoding keeps"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        for name in [options.only] if options.only else SETS:
-            measure_set(name, Path(folder), options.batch, options.rounds)
+        for name in SETS:
+            if options.only in (None, name):
+                measure_set(name, Path(folder), options.batch, options.rounds)
+    for margin in (1, 1.5, 2, 3):
+        if options.only in (None, "margins"):
+            print_line(f"photographs decoded to {margin} times the view: views", "grey levels", **measure_margins(margin))
 
 
 if __name__ == "__main__":
