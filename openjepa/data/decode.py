@@ -2,9 +2,10 @@
 
 JPEG, PNG, WebP, BMP, TIFF and GIF through Pillow, first frame only, EXIF rotation applied; plain JPEGs through simplejpeg, which
 gives the same pixels sooner; `.npy` holds uint8 (H, W, C) arrays of any number of channels. A JPEG is opened without being
-decoded, and can be decoded to 1/2, 1/4 or 1/8 of its sides at less cost. Alpha is composited over white for 1 and 3 channels, kept as the last channel for 2 and 4.
-Grey deeper than 8 bits is scaled, never clipped. Colour profiles are ignored. Refused: truncated files, and more than
-MAX_PIXELS pixels, twice Pillow's warning level and the point where Pillow itself raises a decompression bomb error.
+decoded, and can be decoded to 1/2, 1/4 or 1/8 of its sides at less cost. Alpha is composited over white for 1 and 3 channels,
+kept as the last channel for 2 and 4. Grey deeper than 8 bits is scaled, never clipped. Colour profiles are ignored. Refused:
+truncated files, and more than MAX_PIXELS pixels, twice Pillow's warning level and the point where Pillow itself raises a
+decompression bomb error.
 """
 
 from __future__ import annotations

@@ -36,9 +36,9 @@ def make_pack(source_path: Path, out: Path, size_px: int = 100, channels: int = 
 
 
 def batches_of(path: Path, **changes: object) -> list[bytes]:
-    data = Data(image_size=32, batch_size=7, workers=0, augmentation="strong").model_copy(update=changes)
+    data = Data(image_size=48, batch_size=7, workers=0, augmentation="strong").model_copy(update=changes)
     source = open_source(str(path), data.channels)
-    batches = training_batches(source, data, Mask(), (8, 8), seed=1, start_step=0, total_steps=4)
+    batches = training_batches(source, data, Mask(), (12, 12), seed=1, start_step=0, total_steps=4)
     return [batch.images.numpy().tobytes() for batch in batches]
 
 
@@ -69,7 +69,7 @@ def test_small_images_give_the_same_batches_bit_for_bit(tmp_path):
     for i in range(59):
         np.testing.assert_array_equal(pack_source.load(i), folder.load(i))
     assert batches_of(packed) == batches_of(photos)
-    (one, other) = (next(evaluation_batches(source, (32, 32)))[0] for source in (folder, pack_source))
+    (one, other) = (next(evaluation_batches(source, (48, 48)))[0] for source in (folder, pack_source))
     assert one.equal(other)
 
 
