@@ -6,6 +6,7 @@ Mistakes of the user end in one line on stderr and exit status 2; an interrupted
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -247,6 +248,30 @@ def bench(recipe: str = "demo", data: str = "sample:train") -> None:
         print(line, flush=True)
 
 
+def pack(
+    images: DataSpec,
+    out: Annotated[Positional[Path], arg(metavar="OUT")],
+    size: int = 384,
+    channels: int = 3,
+    workers: int | None = None,
+) -> None:
+    """Decode images once, for runs of many epochs: OUT then serves as DATA wherever the folder did, and loads faster.
+
+    Args:
+        images: A folder of images.
+        out: The folder to write; it must not exist.
+        size: Longest shorter side in pixels; smaller images stay as they are. 1.5 to 2 times the training view keeps its detail.
+        channels: Image channels, 3 for colour and 1 for grey.
+        workers: Processes that decode; as many as the machine has cores if not given.
+    """
+    from openjepa.data.pack import write_pack
+    from openjepa.data.sources import open_source
+
+    packed = write_pack(open_source(images, channels), out, size, (os.cpu_count() or 1) if workers is None else workers)
+    left_out = f"; {packed.num_skipped} could not be read, see {out / 'skipped.txt'}" if packed.num_skipped else ""
+    print(f"{packed.num_images} images, {packed.num_bytes / 1e9:.2f} GB in {out}{left_out}")
+
+
 def demo(out: Path = Path("runs/demo"), minutes: float | None = None) -> None:
     """Pretrain on the embedded sample, evaluate, report: what `make demo` runs.
 
@@ -285,7 +310,7 @@ def main(argv: list[str] | None = None) -> None:
         commands: dict[str, Callable[..., Any]] = {
             "pretrain": make_pretrain(_base_recipe(arguments)), "evaluate": evaluate, "embed": embed,
             "import": import_weights, "export": export, "masks": masks, "report": report, "recipes": recipes,
-            "doctor": doctor, "bench": bench, "demo": demo, "make-scenes": make_scenes,
+            "doctor": doctor, "bench": bench, "pack": pack, "make-scenes": make_scenes, "demo": demo,
         }  # fmt: skip
         verb = arguments[0] if arguments else ""
         shown = {name: command if name == verb else _named_only(command) for name, command in commands.items()}

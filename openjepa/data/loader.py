@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import signal
 import weakref
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TypeVar
@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from openjepa.config import Data, Mask
-from openjepa.data.decode import DecodeError, Pixels
+from openjepa.data.decode import DecodeError
 from openjepa.data.sources import ArraySource, ImageSource
-from openjepa.data.views import evaluation_view, training_view
+from openjepa.data.views import View, evaluation_view, training_view
 from openjepa.masks import Masks, sample_masks
 
 # What a generator is for: the second number of its seed.
@@ -91,8 +91,7 @@ def training_batches(
         raise ValueError(f"data.batch_size {settings.batch_size} cannot be shared evenly by {world_size} processes")
     assert source.channels == settings.channels, (source.channels, settings.channels)
     steps = _Steps(source, settings, mask, grid, seed, rank, world_size)
-    loader = _make_loader(steps, range(start_step, total_steps), settings.workers, pin_memory=torch.cuda.is_available())
-    return _close_at_exit(_iterate(loader))
+    return stream_items(steps, range(start_step, total_steps), settings.workers, pin_memory=torch.cuda.is_available())
 
 
 def evaluation_batches(
@@ -110,8 +109,8 @@ def evaluation_batches(
     """
     numbers = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
     parts = [numbers[first : first + batch_size] for first in range(0, len(numbers), batch_size)]
-    loader = _make_loader(_Parts(source, size, parts), range(len(parts)), 0 if isinstance(source, ArraySource) else workers)
-    return _close_at_exit(_drop_empty(source, _iterate(loader)))
+    items = stream_items(_Parts(source, size, parts), range(len(parts)), 0 if isinstance(source, ArraySource) else workers)
+    return _drop_empty(source, items)
 
 
 @dataclass(frozen=True)
@@ -141,28 +140,28 @@ class _Steps(Dataset[Batch | ValueError]):
         image_idx = np.empty(local_batch, np.int64)
         skipped: list[tuple[str, str]] = []
         for i in range(local_batch):
-            image, image_idx[i] = self._load(int(order[i]), step, i, skipped)
-            generator = np.random.default_rng([self.seed, VIEW, step, self.rank, i])
-            views[i] = training_view(image, (height, width), self.settings, generator)
+            views[i], image_idx[i] = self._make_view(int(order[i]), step, i, skipped)
         masks = sample_masks(self.mask, self.grid, local_batch, seed=self.seed, step=step, rank=self.rank)
         return Batch(step, torch.from_numpy(views), masks, torch.from_numpy(image_idx), skipped)
 
-    def _load(self, number: int, step: int, i: int, skipped: list[tuple[str, str]]) -> tuple[Pixels, int]:
-        """Pixels and number of an image, or of the first readable one of a random row of others."""
-        try:
-            return self.source.load(number), number
-        except DecodeError as error:
-            skipped.append((self.source.path(number), error.reason))
-        generator = np.random.default_rng([self.seed, REPLACEMENT, step, self.rank, i])
-        for other in generator.integers(len(self.source), size=REPLACEMENT_TRIES).tolist():
+    def _make_view(self, number: int, step: int, i: int, skipped: list[tuple[str, str]]) -> tuple[View, int]:
+        """View and number of an image, or of the first readable one of a random row of others."""
+        for candidate in self._list_candidates(number, step, i):
+            generator = np.random.default_rng([self.seed, VIEW, step, self.rank, i])
             try:
-                return self.source.load(other), other
+                view = training_view(self.source.open(candidate), self.settings.size, self.settings, generator)
+                return view, candidate
             except DecodeError as error:
-                skipped.append((self.source.path(other), error.reason))
+                skipped.append((self.source.path(candidate), error.reason))
         path, reason = skipped[-1]
         raise DecodeError(
             self.source.spec, f"{REPLACEMENT_TRIES + 1} images in a row cannot be read; the last is {path} ({reason})"
         )
+
+    def _list_candidates(self, number: int, step: int, i: int) -> Iterator[int]:
+        yield number
+        generator = np.random.default_rng([self.seed, REPLACEMENT, step, self.rank, i])
+        yield from generator.integers(len(self.source), size=REPLACEMENT_TRIES).tolist()
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,7 @@ class _Parts(Dataset[EvaluationBatch]):
         views, numbers, skipped = [], [], []
         for number in self.parts[part].tolist():
             try:
-                views.append(evaluation_view(self.source.load(number), self.size))
+                views.append(evaluation_view(self.source.open(number), self.size))
                 numbers.append(number)
             except DecodeError as error:
                 skipped.append((self.source.path(number), error.reason))
@@ -203,8 +202,14 @@ def _drop_empty(source: ImageSource, batches: Generator[EvaluationBatch, None, N
         )
 
 
-def _make_loader(dataset: Dataset[Item], numbers: range, workers: int, pin_memory: bool = False) -> DataLoader[Item]:
-    return DataLoader(
+def stream_items(
+    dataset: Dataset[Item] | Dataset[Item | ValueError], numbers: range, workers: int, pin_memory: bool = False
+) -> Generator[Item, None, None]:
+    """Items of a data set in the order of their numbers, made ahead of time by so many workers; errors among them are raised.
+
+    Closing the generator, or the end of the program, ends its workers.
+    """
+    loader = DataLoader(
         dataset,
         batch_size=None,  # an item is a whole batch
         collate_fn=_leave_alone,  # the default would make lists of tuples
@@ -215,6 +220,7 @@ def _make_loader(dataset: Dataset[Item], numbers: range, workers: int, pin_memor
         worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # its own: starting workers draws a number, which must not move torch's global state
     )
+    return _close_at_exit(_raise_errors(loader))
 
 
 def _leave_alone(item: Item) -> Item:
@@ -227,7 +233,7 @@ def _ignore_signals(_worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _iterate(loader: DataLoader[Item | ValueError]) -> Generator[Item, None, None]:
+def _raise_errors(loader: DataLoader[Item | ValueError]) -> Generator[Item, None, None]:
     for item in loader:
         if isinstance(item, ValueError):
             raise item

@@ -31,7 +31,7 @@ class SkippedFiles:
 
         Raises ValueError when more than MOST_FRAC of all image files cannot be read.
         """
-        new = {_one_line(path): _one_line(reason) for path, reason in skipped}
+        new = {one_line(path): one_line(reason) for path, reason in skipped}
         new = {path: reason for path, reason in new.items() if path not in self.reasons}
         if not new:
             return
@@ -46,5 +46,6 @@ class SkippedFiles:
             )
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """A path or a reason with its tabs and line ends written as escapes."""
     return text.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")

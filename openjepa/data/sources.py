@@ -1,4 +1,4 @@
-"""Where images come from: a folder, the embedded sample, or the files of Fashion-MNIST.
+"""Where images come from: a folder, a pack of one, the embedded sample, or the files of Fashion-MNIST.
 
 A source is a fixed list of images, each loaded by number, with labels and class names where there are any. Folders are
 searched at any depth and listed by path, so the same folder always gives the same order. Hidden files and folders and
@@ -16,14 +16,15 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from openjepa.data.decode import EXTENSIONS, MODES, Pixels, decode_image
+from openjepa.data.decode import EXTENSIONS, MODES, Decoded, Picture, Pixels, open_image
 from openjepa.data.decode import DecodeError as DecodeError  # part of a source's contract
 from openjepa.data.idx import FASHION_MNIST_CLASSES, read_fashion_mnist
+from openjepa.data.packed import is_pack, open_pack
 from openjepa.data.sample import load_sample, read_index
 
 Labels = Int64[np.ndarray, " N"]
 PARTS = ("train", "test")
-KINDS = "a folder of images, sample:train, sample:test, fashion-mnist:FOLDER:train or fashion-mnist:FOLDER:test"
+KINDS = "a folder of images, a pack of them, sample:train, sample:test, fashion-mnist:FOLDER:train or fashion-mnist:FOLDER:test"
 
 
 @runtime_checkable
@@ -48,6 +49,9 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
+    def open(self, index: int) -> Picture:
+        """An image, to be decoded as finely as is needed. Raises DecodeError if it cannot be read."""
+
     def load(self, index: int) -> Pixels:
         """Pixels (H, W, channels) of an image. Raises DecodeError if it cannot be read."""
 
@@ -56,7 +60,7 @@ class ImageSource(Protocol):
 
 
 def open_source(spec: str, channels: int) -> ImageSource:
-    """Open what the user names: a folder, "sample:train|test" or "fashion-mnist:FOLDER:train|test".
+    """Open what the user names: a folder, a pack, "sample:train|test" or "fashion-mnist:FOLDER:train|test".
 
     Images are converted to so many channels. Raises ValueError with one line if there is nothing to read.
     """
@@ -68,7 +72,7 @@ def open_source(spec: str, channels: int) -> ImageSource:
         folder, _, part = rest.rpartition(":")
         images, labels = read_fashion_mnist(Path(folder).expanduser(), _check_part(spec, part))
         return ArraySource(spec, channels, images, labels, FASHION_MNIST_CLASSES)
-    return open_folder(spec, channels)
+    return open_pack(spec, channels) if is_pack(Path(spec).expanduser()) else open_folder(spec, channels)
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,10 @@ class ArraySource:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def open(self, index: int) -> Picture:
+        """The image is in memory already."""
+        return Decoded(self.load(index))
 
     def load(self, index: int) -> Pixels:
         """Grey as it is, repeated for colour; a fourth or second channel is opaque alpha."""
@@ -116,9 +124,13 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self.files)
 
+    def open(self, index: int) -> Picture:
+        """Read the file's header, and if it is no JPEG its pixels."""
+        return open_image(self.files[index], self.channels)
+
     def load(self, index: int) -> Pixels:
         """Read and convert the file."""
-        return decode_image(self.files[index], self.channels)
+        return self.open(index).decode()
 
     def path(self, index: int) -> str:
         """The file's path; bytes that are not UTF-8 are shown as backslash escapes."""

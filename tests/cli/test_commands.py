@@ -101,6 +101,22 @@ def test_report_and_doctor_on_the_messy_folder(photos: Path, run: Path):
     assert "peak memory" in findings
 
 
+def test_a_pack_serves_in_the_folders_place(photos: Path, run: Path, tmp_path: Path):
+    packed = tmp_path / "deep" / "packed"
+    result = openjepa("pack", photos, packed, "--size", "1600")
+    assert re.search(r"^60 images, 0\.\d\d GB in .*; 2 could not be read, see .*skipped.txt$", result.stdout.strip())
+    assert_refused(openjepa("pack", photos, packed, check=False), str(packed), "exists already")
+    tables = []
+    for name, data in (("folder", photos), ("pack", packed)):
+        openjepa("embed", run, data, "--out", tmp_path / f"{name}.parquet")
+        tables.append(pq.read_table(tmp_path / f"{name}.parquet"))
+    assert tables[0]["path"].equals(tables[1]["path"]) and tables[0]["label"].equals(tables[1]["label"])
+    for one, other in zip(tables[0]["features"].to_pylist(), tables[1]["features"].to_pylist(), strict=True):
+        assert one == pytest.approx(other, abs=0.05)  # the one large JPEG is decoded to an eighth from the folder
+    (packed / "pixels.bin").write_bytes(b"")
+    assert_refused(openjepa("embed", run, packed, "--out", tmp_path / "no.parquet", check=False), "damaged pack", "pixels.bin")
+
+
 def test_masks_are_drawn_and_their_coverage_printed(tmp_path: Path):
     shares = r"context \d+\.\d %, targets \d+\.\d %, unseen \d+\.\d %; context by row, top to bottom: 0\.\d\d "
     for recipe, words in (("seed_vit_base_16", ["union"]), ("paper_vit_base_16", ["unbiased", "released"])):

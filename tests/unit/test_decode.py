@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-from openjepa.data.decode import MAX_PIXELS, DecodeError, decode_image
+from openjepa.data.decode import MAX_PIXELS, DecodeError, decode_image, open_image
 from tests.messy_folder import WRITERS, draw_picture
 
 
@@ -151,6 +151,67 @@ def test_exif_rotation(tmp_path, name, orientation):
         expected = np.asarray(ImageOps.exif_transpose(stored))
     assert pixels.shape[:2] == ((24, 40) if orientation >= 5 else (40, 24))
     np.testing.assert_array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1), ("L", 3), ("RGB", 1), ("CMYK", 3), ("RGB", 4)])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": "4:4:4"}, {"keep_rgb": True}])
+def test_jpegs_are_decoded_as_pillow_does(tmp_path, mode, channels, options):
+    for size in ((90, 70), (33, 47), (9, 1)):
+        picture = draw_picture("stripes", size, np.random.default_rng(0)).convert(mode)
+        pixels = decode(tmp_path, picture, "a.jpg", channels, **({} if "keep_rgb" in options and mode != "RGB" else options))
+        with Image.open(tmp_path / "a.jpg") as stored:
+            expected = np.asarray(stored.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
+        np.testing.assert_array_equal(pixels.squeeze(), expected.squeeze())
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1), ("L", 3), ("CMYK", 3)])
+def test_reduced_jpegs_are_box_averages(tmp_path, mode, channels, orientation):
+    """The inverse DCT of the low coefficients is nearly the mean of each square, in the file's upright position."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = draw_picture("discs", (320, 240), np.random.default_rng(3)).convert(mode)
+    picture.save(tmp_path / "a.jpg", quality=95, exif=exif)
+    image = open_image(str(tmp_path / "a.jpg"), channels)
+    exact = image.decode()
+    assert image.size == exact.shape[:2] == ((320, 240) if orientation == 6 else (240, 320))
+    for reduction in (2, 4, 8):
+        reduced = image.decode(reduction)
+        assert reduced.shape == (image.size[0] // reduction, image.size[1] // reduction, channels)
+        boxes = exact.reshape(reduced.shape[0], reduction, reduced.shape[1], reduction, channels).mean((1, 3))
+        assert abs(reduced - boxes).mean() < 1.5
+
+
+@pytest.mark.parametrize("number", range(len(WRITERS)))
+def test_the_size_is_known_before_the_pixels(tmp_path, number):
+    extension, encode = WRITERS[number]
+    file = tmp_path / f"a{extension}"
+    file.write_bytes(encode(draw_picture("squares", (37, 53), np.random.default_rng(number))))
+    image = open_image(str(file), 3)
+    assert image.size == image.decode().shape[:2] == decode_image(str(file), 3).shape[:2] == (53, 37)
+
+
+def test_damaged_jpegs_are_read_and_refused_as_by_pillow(tmp_path):
+    """The faster decoder must neither accept what Pillow refuses nor show other pixels."""
+    data = WRITERS[0][1](draw_picture("discs", (60, 50), np.random.default_rng(0)))
+    generator = np.random.default_rng(1)
+    read = 0
+    for _ in range(300):
+        damaged = bytearray(data)
+        for place in generator.integers(20, len(data), 3):
+            damaged[place] = generator.integers(256)
+        (tmp_path / "a.jpg").write_bytes(damaged[: int(len(data) * generator.uniform(0.8, 1.2))])
+        try:
+            with Image.open(tmp_path / "a.jpg") as stored:
+                expected = np.asarray(stored.convert("RGB"))
+        except Exception:
+            with pytest.raises(DecodeError):
+                decode_image(str(tmp_path / "a.jpg"), 3)
+        else:
+            if "exif" not in stored.info and expected.size < 1e6:
+                read += 1
+                np.testing.assert_array_equal(decode_image(str(tmp_path / "a.jpg"), 3), expected)
+    assert 50 < read < 250
 
 
 def test_a_broken_exif_block_does_not_matter(tmp_path):

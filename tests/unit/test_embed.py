@@ -7,7 +7,8 @@ import pytest
 from pyarrow import parquet
 
 import openjepa
-from openjepa.data.sources import DecodeError, open_source
+from openjepa.data.decode import Decoded, DecodeError
+from openjepa.data.sources import open_source
 from openjepa.evals import embed
 from openjepa.evals.embed import write_features
 from openjepa.evals.features import RawPixels, extract_features
@@ -74,6 +75,9 @@ def test_a_place_that_cannot_be_written_is_an_os_error(tmp_path):
 
 
 class Dying(FlatSource):
+    def open(self, index):
+        return Decoded(self.load(index))
+
     def load(self, index):
         if index == 8:
             raise OSError(28, "No space left on device")

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from openjepa.data.sources import DecodeError, open_source
+from openjepa.data.decode import Decoded, DecodeError
+from openjepa.data.sources import open_source
 from openjepa.evals.features import ImageEncoder, RawPixels, extract_features, stream_features
 from openjepa.nn.encoder import Encoder, VisionTransformer
 
@@ -20,6 +21,9 @@ class FlatSource:
 
     def __len__(self):
         return self.count
+
+    def open(self, index):
+        return Decoded(self.load(index))
 
     def load(self, index):
         if index in self.unreadable:

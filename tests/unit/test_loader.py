@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openjepa.config import Data, Mask
-from openjepa.data.decode import DecodeError
-from openjepa.data.loader import Batch, evaluation_batches, sample_order, training_batches
+from openjepa.data.decode import Decoded, DecodeError
+from openjepa.data.loader import PREFETCH_STEPS, Batch, evaluation_batches, sample_order, training_batches
 from openjepa.data.skipped import SkippedFiles
 from openjepa.data.sources import open_source
 from openjepa.data.views import evaluation_view
@@ -37,6 +37,9 @@ class Levels:
 
     def __len__(self) -> int:
         return self.num_images
+
+    def open(self, index: int) -> Decoded:
+        return Decoded(self.load(index))
 
     def load(self, index: int) -> np.ndarray:
         if index in self.broken:
@@ -106,13 +109,15 @@ def test_steps_ranks_and_seeds_differ():
         assert one.masks.target_idx.tolist() != other.masks.target_idx.tolist()
 
 
-def test_views_of_one_image_differ_between_epochs():
+def test_views_of_one_image_differ_between_epochs_and_ranks():
     """One image, again and again: only the crop, the mirror and the level of brightness can differ."""
     picture = open_source("sample:train", 1)
     one = Levels(1)
-    one.load = lambda index: picture.load(5)
+    one.open = lambda index: picture.open(5)
     views = {bytes(image.numpy().tobytes()) for batch in batches_of(one, total=3) for image in batch.images}
     assert len(views) > 15  # of 18
+    ranks = [batches_of(one, SMALL.model_copy(update={"batch_size": 12}), total=1, rank=rank, world_size=2)[0] for rank in (0, 1)]
+    assert not torch.equal(ranks[0].images, ranks[1].images)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])
@@ -167,6 +172,32 @@ def test_torchs_global_generator_is_left_alone(workers):
     assert torch.equal(torch.rand(1), expected)
 
 
+class CountedLevels(Levels):
+    """Each image that is loaded adds a byte to a file, which all processes can see."""
+
+    def __init__(self, count: Path) -> None:
+        super().__init__()
+        self.count = count
+
+    def load(self, index: int) -> np.ndarray:
+        with self.count.open("ab") as file:
+            file.write(b".")
+        return super().load(index)
+
+
+def test_a_worker_loads_ahead_while_a_step_computes(tmp_path):
+    count = tmp_path / "count"
+    data = SMALL.model_copy(update={"workers": 1})
+    batches = training_batches(CountedLevels(count), data, MASK, (7, 7), seed=0, start_step=0, total_steps=100)
+    next(batches)
+    deadline = time.perf_counter() + 30
+    while count.stat().st_size < (1 + PREFETCH_STEPS) * data.batch_size and time.perf_counter() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert count.stat().st_size == (1 + PREFETCH_STEPS) * data.batch_size  # as many as are asked to lie ready, and no more
+    batches.close()
+
+
 def test_closing_ends_the_workers_at_once():
     data = SMALL.model_copy(update={"workers": 2})
     batches = training_batches(SlowLevels(), data, MASK, (7, 7), seed=0, start_step=0, total_steps=10_000)
@@ -217,7 +248,7 @@ def test_evaluation_covers_everything_in_order():
     images, numbers, skipped = zip(*evaluation_batches(source, (32, 20), batch_size=300, workers=2), strict=True)
     assert torch.cat(numbers).tolist() == list(range(2000)) and all(not pairs for pairs in skipped)
     assert [len(part) for part in images] == [300] * 6 + [200]
-    np.testing.assert_array_equal(images[6][199].numpy(), evaluation_view(source.load(1999), (32, 20)))
+    np.testing.assert_array_equal(images[6][199].numpy(), evaluation_view(source.open(1999), (32, 20)))
     chosen = list(evaluation_batches(source, (32, 20), indices=[7, 5, 7]))
     assert len(chosen) == 1 and chosen[0][1].tolist() == [7, 5, 7]
     assert torch.equal(chosen[0][0][0], chosen[0][0][2]) and torch.equal(chosen[0][0][1], images[0][5])

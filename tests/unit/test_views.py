@@ -17,7 +17,7 @@ from torchvision.transforms import functional as tv
 
 from openjepa.config import Data
 from openjepa.data import colour
-from openjepa.data.decode import DecodeError
+from openjepa.data.decode import Decoded, DecodeError, open_image
 from openjepa.data.views import draw_crop, evaluation_view, measure_normalization, training_view
 from tests.messy_folder import draw_picture
 
@@ -42,9 +42,11 @@ def test_minimal_view_is_torchvisions_resized_crop(width, height, channels):
         top, left, crop_height, crop_width = draw_crop((height, width), (24, 24), (0.3, 1.0), np.random.default_rng(seed))
         expected = np.asarray(tv.resized_crop(shown, top, left, crop_height, crop_width, [24, 24], InterpolationMode.BILINEAR))
         for flip, turned in ((0.0, expected), (1.0, expected[:, ::-1])):
-            view = training_view(image, (24, 24), Data(flip_probability=flip), np.random.default_rng(seed))
+            view = training_view(Decoded(image), (24, 24), Data(flip_probability=flip), np.random.default_rng(seed))
             assert view.shape == (channels, 24, 24) and view.dtype == np.uint8
-            np.testing.assert_array_equal(view.transpose(1, 2, 0).squeeze(), turned)
+            assert (
+                abs(view.transpose(1, 2, 0).squeeze().astype(int) - turned).max() <= 1
+            )  # torch's weights are of other precision
 
 
 @pytest.mark.parametrize(("width", "height"), [(100, 80), (60, 200)])
@@ -89,7 +91,10 @@ sides = st.integers(1, 70)
 def test_any_image_gives_a_view_of_any_size(height, width, view_height, view_width, channels, augmentation, seed):
     image = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
     view = training_view(
-        image, (view_height, view_width), Data(augmentation=augmentation, crop_scale=(0.01, 1.0)), np.random.default_rng(seed)
+        Decoded(image),
+        (view_height, view_width),
+        Data(augmentation=augmentation, crop_scale=(0.01, 1.0)),
+        np.random.default_rng(seed),
     )
     assert view.shape == (channels, view_height, view_width) and view.dtype == np.uint8 and view.flags.c_contiguous
     if augmentation in ("none", "minimal"):
@@ -100,7 +105,7 @@ def test_flip_rate():
     image = np.zeros((8, 8, 1), np.uint8)
     image[:, 4:] = 255
     settings_ = Data(flip_probability=0.3, crop_scale=(1.0, 1.0))
-    views = [training_view(image, (8, 8), settings_, np.random.default_rng([1, i])) for i in range(2000)]
+    views = [training_view(Decoded(image), (8, 8), settings_, np.random.default_rng([1, i])) for i in range(2000)]
     flipped = np.mean([view[0, 0, 0] > 127 for view in views])
     assert abs(flipped - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 2000)
 
@@ -111,7 +116,7 @@ def test_evaluation_view_is_torchvisions_resize_and_centre_crop(width, height, s
     smooth = np.stack([255 * down / height, 255 * across / width, 127 + 100 * np.sin(across / 9)], axis=2)
     image = np.clip(smooth, 0, 255).astype(np.uint8)
     expected = np.asarray(CenterCrop(side)(Resize(side)(Image.fromarray(image)))).astype(int)
-    view = evaluation_view(image, (side, side)).transpose(1, 2, 0).astype(int)
+    view = evaluation_view(Decoded(image), (side, side)).transpose(1, 2, 0).astype(int)
     exact = ((width * side / height).is_integer() and (height * side / width).is_integer()) or side == min(width, height)
     steepest = max(abs(np.diff(expected, axis=axis)).max() for axis in (0, 1))
     assert abs(view - expected).max() <= (1 if exact else 0.6 * steepest)  # else torchvision cuts up to half a pixel beside us
@@ -119,21 +124,67 @@ def test_evaluation_view_is_torchvisions_resize_and_centre_crop(width, height, s
 
 def test_evaluation_view_of_views_that_are_not_square():
     image = picture(120, 80)
-    np.testing.assert_array_equal(evaluation_view(image, (80, 40)), image[:, 40:80].transpose(2, 0, 1))
-    np.testing.assert_array_equal(evaluation_view(image, (30, 120)), image[25:55].transpose(2, 0, 1))
+    np.testing.assert_array_equal(evaluation_view(Decoded(image), (80, 40)), image[:, 40:80].transpose(2, 0, 1))
+    np.testing.assert_array_equal(evaluation_view(Decoded(image), (30, 120)), image[25:55].transpose(2, 0, 1))
+
+
+class Watched:
+    """An image that notes how it was decoded."""
+
+    def __init__(self, image: Decoded) -> None:
+        self.image, self.size, self.reductions = image, image.size, []
+
+    def decode(self, reduction: int = 1) -> np.ndarray:
+        self.reductions.append(reduction)
+        return self.image.decode(reduction)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 900), st.integers(1, 900), st.integers(1, 60), st.integers(1, 60), st.integers(0, 99))
+def test_what_is_decoded_keeps_more_than_the_views_resolution(height, width, view_height, view_width, seed):
+    image = Watched(Decoded(np.zeros((height, width, 1), np.uint8)))
+    crop = draw_crop((height, width), (view_height, view_width), (0.3, 1.0), np.random.default_rng(seed))
+    training_view(image, (view_height, view_width), Data(), np.random.default_rng(seed))
+    (reduction,) = image.reductions
+    room = min(crop[2] / view_height, crop[3] / view_width)
+    assert reduction in (1, 2, 4, 8) and (reduction == 1 or room / reduction >= 1.5)
+    assert reduction == 8 or room / (2 * reduction) < 1.5  # and no finer than that
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1), ("CMYK", 3)])
+def test_views_of_reduced_jpegs_are_those_of_whole_ones(tmp_path, mode, channels, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    draw_picture("stripes", (800, 600), np.random.default_rng(2)).convert(mode).save(tmp_path / "a.jpg", quality=92, exif=exif)
+    image = Watched(open_image(str(tmp_path / "a.jpg"), channels))
+    whole = Decoded(image.decode())
+    pairs = []
+    for side in (64, 110):
+        size = (side, side)
+        for i in range(8):
+            views = [training_view(shown, size, Data(), np.random.default_rng(i)) for shown in (image, whole)]
+            pairs.append(views)
+        pairs.append([evaluation_view(shown, size) for shown in (image, whole)])
+    assert {2, 4} <= set(image.reductions)
+    for reduced, exact in pairs:
+        error = reduced.astype(float) - exact
+        assert 10 * math.log10(255**2 / (error**2).mean()) > 38
+        shifted = np.roll(exact, 1, axis=2) - exact.astype(float)  # a crop one pixel beside would show
+        assert (error**2).mean() < 0.05 * (shifted**2).mean()
 
 
 def test_level_none_draws_nothing():
     generator = np.random.default_rng(0)
-    view = training_view(picture(50, 40), (32, 32), Data(augmentation="none"), generator)
-    np.testing.assert_array_equal(view, evaluation_view(picture(50, 40), (32, 32)))
+    view = training_view(Decoded(picture(50, 40)), (32, 32), Data(augmentation="none"), generator)
+    np.testing.assert_array_equal(view, evaluation_view(Decoded(picture(50, 40)), (32, 32)))
     assert generator.random() == np.random.default_rng(0).random()
 
 
 @pytest.mark.parametrize("augmentation", ["minimal", "moderate", "strong"])
 def test_views_are_functions_of_the_generator(augmentation):
     image, level = picture(50, 40), Data(augmentation=augmentation)
-    views = [training_view(image, (32, 32), level, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    views = [training_view(Decoded(image), (32, 32), level, np.random.default_rng(seed)) for seed in (1, 1, 2)]
     np.testing.assert_array_equal(views[0], views[1])
     assert (views[0] != views[2]).mean() > 0.5
 
@@ -144,9 +195,9 @@ def test_levels_change_ever_more_views():
     rates = {}
     for level in ("minimal", "moderate", "strong"):
         settings_ = Data(augmentation=level, crop_scale=(1.0, 1.0), flip_probability=0)
-        views = [training_view(image, (32, 32), settings_, np.random.default_rng([i, 7])) for i in range(400)]
+        views = [training_view(Decoded(image), (32, 32), settings_, np.random.default_rng([i, 7])) for i in range(400)]
         plain = settings_.model_copy(update={"augmentation": "minimal"})
-        crops = [training_view(image, (32, 32), plain, np.random.default_rng([i, 7])) for i in range(400)]
+        crops = [training_view(Decoded(image), (32, 32), plain, np.random.default_rng([i, 7])) for i in range(400)]
         rates[level] = np.mean([not np.array_equal(view, crop) for view, crop in zip(views, crops, strict=True)])
     assert rates["minimal"] == 0
     assert abs(rates["moderate"] - 0.8) < 4 * math.sqrt(0.8 * 0.2 / 400)
@@ -200,7 +251,7 @@ def test_solarize_and_blur():
 def test_grey_views_keep_one_grey():
     image = np.repeat(picture(30, 30, 1), 2, axis=2)
     for seed in range(10):
-        view = training_view(image, (20, 20), Data(augmentation="strong"), np.random.default_rng(seed))
+        view = training_view(Decoded(image), (20, 20), Data(augmentation="strong"), np.random.default_rng(seed))
         np.testing.assert_array_equal(view[0], view[1])
 
 
@@ -214,6 +265,9 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def open(self, index: int) -> Decoded:
+        return Decoded(self.load(index))
 
     def load(self, index: int) -> np.ndarray:
         image = self.images[index]
