@@ -150,7 +150,7 @@ def real_images(run: str | Path, encoder: Encoder, count: int) -> Tensor:
     for source in _sources(run, encoder.channels):
         for index in np.linspace(0, len(source) - 1, min(len(source), 4 * count)).astype(int):
             try:
-                views.append(evaluation_view(source.load(int(index)), encoder.size))
+                views.append(evaluation_view(source.open(int(index)), encoder.size))
             except DecodeError:
                 continue  # a run has listed it
             if len(views) == count:
