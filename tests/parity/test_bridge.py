@@ -28,6 +28,7 @@ from openjepa import bridge, cli
 from openjepa.apply import load_encoder
 from openjepa.bridge import export, import_weights
 from openjepa.config import Model, load_recipe
+from openjepa.data.decode import Decoded
 from openjepa.data.sources import open_source
 from openjepa.data.views import IMAGENET_MEAN, IMAGENET_STD, evaluation_view
 from openjepa.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -101,7 +102,7 @@ def imported(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def photos() -> torch.Tensor:
     source = open_source("sample:test", 3)
-    return torch.from_numpy(np.stack([evaluation_view(source.load(index), (32, 32)) for index in range(5)]))
+    return torch.from_numpy(np.stack([evaluation_view(source.open(index), (32, 32)) for index in range(5)]))
 
 
 def checkpoint_of(
@@ -265,7 +266,7 @@ def test_transformers_loads_the_folder_and_its_pipeline_agrees(imported: Path, t
         cut, squashed = (
             ours(torch.from_numpy(view)[None]).patches.flatten(0, 2)
             for view in (
-                evaluation_view(np.asarray(picture), (32, 32)),
+                evaluation_view(Decoded(np.asarray(picture)), (32, 32)),
                 np.asarray(picture.resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1).copy(),
             )
         )
