@@ -112,7 +112,7 @@ def test_a_pack_serves_in_the_folders_place(photos: Path, run: Path, tmp_path: P
         tables.append(pq.read_table(tmp_path / f"{name}.parquet"))
     assert tables[0]["path"].equals(tables[1]["path"]) and tables[0]["label"].equals(tables[1]["label"])
     for one, other in zip(tables[0]["features"].to_pylist(), tables[1]["features"].to_pylist(), strict=True):
-        assert one == pytest.approx(other, abs=0.05)  # the one large JPEG is decoded to an eighth from the folder
+        assert one == pytest.approx(other, abs=0.05)  # JPEGs of the folder are decoded reduced
     (packed / "pixels.bin").write_bytes(b"")
     assert_refused(openjepa("embed", run, packed, "--out", tmp_path / "no.parquet", check=False), "damaged pack", "pixels.bin")
 
