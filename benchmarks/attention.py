@@ -3,7 +3,7 @@
     python benchmarks/attention.py [--rounds 8]
 
 Shapes are those of our recipes' encoders and predictors in bf16, forward and backward, the two taking turns. The ratio is the
-fused kernel's time over the explicit one's: above 1, explicit is faster. It decides what openjepa/nn/packed.py does on a CPU.
+fused kernel's time over the explicit one's: above 1, explicit is faster. It decides what openjepa/nn/unpadded.py does on a CPU.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SHAPES = {
 
 
 def explicit(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """As openjepa/nn/packed.py computes it."""
+    """As openjepa/nn/unpadded.py computes it."""
     return ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).softmax(-1) @ value
 
 

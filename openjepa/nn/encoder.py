@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from openjepa.nn.packed import run_packed
+from openjepa.nn.unpadded import run_unpadded
 from openjepa.nn.positions import resize_positions, sine_cosine_positions
 
 # On a CPU, explicit products with softmax beat the fused kernel up to this many tokens (benchmarks/attention.py).
@@ -44,10 +44,10 @@ def run_layers(
     """Apply the layers and give the tokens from place `first` on.
 
     token_mask is True at real tokens; nothing attends to the others. None: all are real. A CPU in reduced precision
-    computes real tokens alone (packed.py).
+    computes real tokens alone (unpadded.py).
     """
     if tokens.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        return run_packed(layers, tokens, token_mask, first, checkpointing)
+        return run_unpadded(layers, tokens, token_mask, first, checkpointing)
     key_mask = None if token_mask is None else token_mask[:, None, None, :]
     fused = tokens.device.type != "cpu" or tokens.shape[1] > EXPLICIT_ATTENTION_TOKENS
     for layer in layers:

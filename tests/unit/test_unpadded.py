@@ -1,4 +1,4 @@
-"""Packed layers against timm's own layers on padded sequences: the same outputs and gradients at every real token."""
+"""Unpadded layers against timm's own layers on padded sequences: the same outputs and gradients at every real token."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from openjepa.masks import sample_masks
 from openjepa.methods import IJEPA
 from openjepa.nn import encoder as encoder_module
 from openjepa.nn.encoder import initialise, make_layers
-from openjepa.nn.packed import run_packed
+from openjepa.nn.unpadded import run_unpadded
 
 WIDTH = 24
 
@@ -44,7 +44,7 @@ def answer(function, layers, tokens, mask, first):
     depth=st.integers(1, 3), first=st.integers(0, 3), places=st.integers(4, 9), seed=st.integers(0, 1000),
     padded=st.booleans(), scattered=st.booleans(), checkpointing=st.booleans(),
 )  # fmt: skip
-def test_packed_layers_are_the_plain_ones(depth, first, places, seed, padded, scattered, checkpointing):
+def test_layers_without_padding_are_the_plain_ones(depth, first, places, seed, padded, scattered, checkpointing):
     layers, generator = make(depth, seed), torch.Generator().manual_seed(seed)
     tokens = torch.randn(4, places, WIDTH, generator=generator, dtype=torch.float64)
     mask = None
@@ -55,11 +55,11 @@ def test_packed_layers_are_the_plain_ones(depth, first, places, seed, padded, sc
             mask = mask[:, torch.randperm(places, generator=generator)]
         mask[:, first] = True  # of every sequence something is asked for
 
-    def packed(*arguments):
-        return run_packed(*arguments, checkpointing=checkpointing)
+    def unpadded(*arguments):
+        return run_unpadded(*arguments, checkpointing=checkpointing)
 
     (plain, plain_gradients), (ours, gradients) = (
-        answer(function, layers, tokens, mask, first) for function in (run_plain, packed)
+        answer(function, layers, tokens, mask, first) for function in (run_plain, unpadded)
     )
     torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-12)
     for ours_gradient, plain_gradient in zip(gradients, plain_gradients, strict=True):
@@ -69,17 +69,17 @@ def test_packed_layers_are_the_plain_ones(depth, first, places, seed, padded, sc
 def test_padding_comes_out_as_zeros_and_takes_no_gradient():
     layers, tokens = make(2), torch.randn(3, 6, WIDTH, dtype=torch.float64, requires_grad=True)
     mask = torch.arange(6) < torch.tensor([[6], [2], [4]])
-    output = run_packed(layers, tokens, mask)
+    output = run_unpadded(layers, tokens, mask)
     assert bool((output[~mask] == 0).all())
     output.square().sum().backward()
     assert bool((tokens.grad[~mask] == 0).all()) and bool((tokens.grad[mask] != 0).all())
 
 
 @pytest.mark.parametrize("predict", ["joint", "per_block"])
-def test_a_cpu_packs_in_reduced_precision_alone(monkeypatch, predict):
-    """In bf16 the step agrees with the plain layers in bf16; in float32 the packed ones are never called."""
+def test_a_cpu_leaves_padding_out_in_reduced_precision_alone(monkeypatch, predict):
+    """In bf16 the step agrees with the plain layers in bf16; in float32 the unpadded ones are never called."""
     calls = []
-    monkeypatch.setattr(encoder_module, "run_packed", lambda *given, **named: calls.append(1) or run_packed(*given, **named))
+    monkeypatch.setattr(encoder_module, "run_unpadded", lambda *given, **named: calls.append(1) or run_unpadded(*given, **named))
     model = Model(width=32, depth=2, heads=2, patch_size=4, predictor_width=16, predictor_depth=2, predictor_heads=2)
     torch.manual_seed(0)
     method = IJEPA((32, 32), 1, model, Mask(), Method(predict=predict))
@@ -87,10 +87,10 @@ def test_a_cpu_packs_in_reduced_precision_alone(monkeypatch, predict):
     exact = method(images, masks)[0].detach()
     assert not calls
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        packed = method(images, masks)[0].detach()
+        unpadded = method(images, masks)[0].detach()
         assert len(calls) == 3  # target encoder, context encoder, predictor
         monkeypatch.setattr(encoder_module.torch, "is_autocast_enabled", lambda _: False)
         plain = method(images, masks)[0].detach()
         assert len(calls) == 3
-    assert float(packed) == pytest.approx(float(plain), rel=3e-3)
-    assert float(packed) == pytest.approx(float(exact), rel=1e-2)
+    assert float(unpadded) == pytest.approx(float(plain), rel=3e-3)
+    assert float(unpadded) == pytest.approx(float(exact), rel=1e-2)

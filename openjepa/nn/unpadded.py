@@ -1,10 +1,10 @@
 """Transformer layers on the real tokens of padded sequences alone: the way of a CPU in reduced precision.
 
 It computes what timm's layers compute (run_layers in encoder.py), in fewer operations: linear maps, norms and MLPs see the
-real tokens of all sequences as the rows of one matrix (packing: Krell et al. 2021, arXiv 2107.02027), attention alone sees
+real tokens of all sequences as the rows of one matrix (as packing does: Krell et al. 2021, arXiv 2107.02027), attention alone sees
 padded sequences, and the last layer answers only for the places that are asked for. Attention is explicit, product, softmax,
 product, because the fused CPU kernel's backward pass is slower at these lengths (benchmarks/attention.py). In float32 the
-plain layers run, and stay bit-equal. Pinned by tests/unit/test_packed.py.
+plain layers run, and stay bit-equal. Pinned by tests/unit/test_unpadded.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Layout(NamedTuple):
     score_bias: Float[Tensor, "sequences 1 places"] | None  # 0 for a real key, -inf for padding; None: no padding
 
 
-def run_packed(
+def run_unpadded(
     layers: Iterable[Any],
     tokens: Float[Tensor, "batch places width"],
     token_mask: Bool[Tensor, "batch places"] | None,
@@ -43,7 +43,7 @@ def run_packed(
     mask = torch.ones(tokens.shape[:2], dtype=torch.bool) if token_mask is None else token_mask
     layout, wanted = lay_out(mask), lay_out(mask[:, first:])
     wanted_rows = (layout.row_places % layout.places >= first).nonzero().squeeze(1)
-    rows = pack(tokens.flatten(0, 1), layout.row_places)
+    rows = take_rows(tokens.flatten(0, 1), layout.row_places)
     *early, last = layers
     for layer in early:
         rows = _maybe_checkpoint(checkpointing, run_layer, layer, rows, layout)
@@ -51,7 +51,7 @@ def run_packed(
         rows = _maybe_checkpoint(checkpointing, run_layer, last, rows, layout)
     else:
         rows = _maybe_checkpoint(checkpointing, run_last_layer, last, rows, layout, wanted, wanted_rows)
-    places = unpack(rows, wanted.row_places, wanted.sequences * wanted.places)
+    places = put_rows(rows, wanted.row_places, wanted.sequences * wanted.places)
     return places.view(wanted.sequences, wanted.places, -1)
 
 
@@ -67,7 +67,7 @@ def run_layer(layer: Any, rows: Float[Tensor, "rows width"], layout: Layout) -> 
     attention = layer.attn
     query, key, value = _split_heads(attention.qkv(layer.norm1(rows)), layout, 3, attention.num_heads)
     attended = _attend(query, key, value, layout.score_bias, attention.num_heads)
-    rows = rows + attention.proj(pack(attended, layout.row_places))
+    rows = rows + attention.proj(take_rows(attended, layout.row_places))
     answered: Tensor = rows + layer.mlp(layer.norm2(rows))
     return answered
 
@@ -78,11 +78,11 @@ def run_last_layer(
     """One pre-norm layer that answers only for the wanted rows; the others are keys and values alone."""
     attention, width, normed = layer.attn, rows.shape[1], layer.norm1(rows)
     weight, bias = attention.qkv.weight, attention.qkv.bias
-    queries = functional.linear(pack(normed, wanted_rows), weight[:width], bias[:width])
+    queries = functional.linear(take_rows(normed, wanted_rows), weight[:width], bias[:width])
     (query,) = _split_heads(queries, wanted, 1, attention.num_heads)
     key, value = _split_heads(functional.linear(normed, weight[width:], bias[width:]), layout, 2, attention.num_heads)
     attended = _attend(query, key, value, layout.score_bias, attention.num_heads)
-    rows = pack(rows, wanted_rows) + attention.proj(pack(attended, wanted.row_places))
+    rows = take_rows(rows, wanted_rows) + attention.proj(take_rows(attended, wanted.row_places))
     answered: Tensor = rows + layer.mlp(layer.norm2(rows))
     return answered
 
@@ -91,7 +91,7 @@ def _split_heads(
     projected: Float[Tensor, "rows parts_times_width"], layout: Layout, parts: int, heads: int
 ) -> Float[Tensor, "parts sequence_heads places head_width"]:
     """Queries, keys and values of every head in padded sequences."""
-    places = unpack(projected, layout.row_places, layout.sequences * layout.places)
+    places = put_rows(projected, layout.row_places, layout.sequences * layout.places)
     return places.view(layout.sequences, layout.places, parts, heads, -1).permute(2, 0, 3, 1, 4).flatten(1, 2)
 
 
@@ -110,21 +110,21 @@ def _attend(
     return attended.view(len(query) // heads, heads, query.shape[1], -1).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
-def pack(places: Float[Tensor, "all_places width"], row_places: Int[Tensor, " rows"]) -> Float[Tensor, "rows width"]:
+def take_rows(places: Float[Tensor, "all_places width"], row_places: Int[Tensor, " rows"]) -> Float[Tensor, "rows width"]:
     """The rows at these places."""
-    rows: Tensor = _Pack.apply(places, row_places)
+    rows: Tensor = _TakeRows.apply(places, row_places)
     return rows
 
 
-def unpack(
+def put_rows(
     rows: Float[Tensor, "rows width"], row_places: Int[Tensor, " rows"], num_places: int
 ) -> Float[Tensor, "{num_places} width"]:
-    """The rows back at their places, zeros elsewhere: the adjoint of pack."""
-    places: Tensor = _Unpack.apply(rows, row_places, num_places)
+    """The rows back at their places, zeros elsewhere: the adjoint of take_rows."""
+    places: Tensor = _PutRows.apply(rows, row_places, num_places)
     return places
 
 
-class _Pack(Function):
+class _TakeRows(Function):
     """Autograd would add up rows one by one, since it cannot know that every place is named once."""
 
     @staticmethod
@@ -139,7 +139,7 @@ class _Pack(Function):
         return _scatter(gradient, row_places, context.num_places), None
 
 
-class _Unpack(Function):
+class _PutRows(Function):
     """Gradients are gathered, not scattered."""
 
     @staticmethod
