@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from openjepa.nn.unpadded import run_unpadded
 from openjepa.nn.positions import resize_positions, sine_cosine_positions
+from openjepa.nn.unpadded import run_unpadded
 
 # On a CPU, explicit products with softmax beat the fused kernel up to this many tokens (benchmarks/attention.py).
 EXPLICIT_ATTENTION_TOKENS = 256
