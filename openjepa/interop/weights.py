@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,14 +58,20 @@ def read_torch_file(path: Path) -> Any:
     with path.open("rb") as file:
         is_zip = file.read(len(ZIP_START)) == ZIP_START
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # about pickles of a kind that torch.save does not write: read or refused, in one line
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # whatever damaged bytes can raise
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code:
             raise ValueError(
                 f"{path}: refused, it holds Python code ({code[1]}) and not only weights; nothing in it was run"
             ) from None
-        raise ValueError(f"{path}: damaged, or not a file that torch.save wrote ({_first_line(error)})") from None
+        # PyTorch's own words on a pickle that it refuses advise to load it all the same.
+        reason = "a pickle that may hold code; nothing in it was run" if "weights_only" in str(error) else _first_line(error)
+        raise ValueError(f"{path}: damaged, or not a file that torch.save wrote ({reason})") from None
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -6,6 +6,7 @@ of ../shared/golden. What a library computes is asked of the library, without ou
 
 import json
 import os
+import pickle
 import shutil
 import socket
 import subprocess
@@ -389,6 +390,7 @@ def damage(content: Content, folder: Path) -> dict[str, tuple[Path, list[str]]]:
     save_file({"weight": torch.zeros(1)}, bert / "model.safetensors")
     (folder / "empty").mkdir()
     (folder / "text.pth.tar").write_text("not a checkpoint")
+    (folder / "pickle.pth.tar").write_bytes(pickle.dumps({"encoder": Code()}, protocol=4))
     return {
         "truncated": (cut, ["damaged"]),
         "garbled": (folder / "bits.pth.tar", ["damaged"]),
@@ -396,6 +398,7 @@ def damage(content: Content, folder: Path) -> dict[str, tuple[Path, list[str]]]:
         "truncated safetensors": (folder / "cut.safetensors", ["damaged"]),
         "code": (save("code.pth.tar", content | {"opt": Code()}), ["Python code", "system"]),
         "old code": (save_old(folder / "old.pth.tar", content | {"opt": Code()}), ["Python code", "system"]),
+        "pickled code": (folder / "pickle.pth.tar", ["may hold code", "nothing in it was run"]),
         "missing weights": (save("less.pth.tar", content | {"encoder": less}), ["4 missing", "0 unexpected", "blocks.1.mlp.fc1"]),
         "class token": (save("cls.pth.tar", changed("encoder", cls_token=torch.zeros(1, 1, 48))), ["1 unexpected", "cls_token"]),
         "another shape": (save("shape.pth.tar", changed("target_encoder", **{norm: torch.ones(7)})), ["1 of another", "(7,)"]),
