@@ -44,7 +44,7 @@ def examine(data: str, recipe: Recipe) -> Iterator[str]:
     device = pick_device(recipe.train.device)
     predicted, measured, free = line.predict(recipe.data.batch_size), peak_bytes(device), free_bytes(device)
     yield (
-        f"peak memory: {predicted / 2**30:.1f} GB predicted for the heaviest masks, {measured / 2**30:.1f} GB measured, "
+        f"peak memory: {predicted / 2**30:.1f} GB predicted from two small batches, {measured / 2**30:.1f} GB measured, "
         f"{free / 2**30:.0f} GB free; --batch auto takes what fits"
     )
 
