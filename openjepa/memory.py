@@ -1,8 +1,8 @@
 """How much memory a training step takes, and the largest batch that fits: measured, not looked up.
 
 Memory grows with the batch by the same amount for every image, so steps of two small batches tell the line. All their images
-have one mask, the heaviest of some thousands drawn, since a run that fits on average still stops at its worst batch. Left out: what malloc
-keeps of steps that all have other shapes, some hundred MB on a CPU, for which USABLE_FRAC leaves room.
+have one mask, the heaviest of some thousands drawn, since a run that fits on average still stops at its worst batch. Left out:
+what malloc keeps of steps that all have other shapes, some hundred MB on a CPU, for which USABLE_FRAC leaves room.
 """
 
 from __future__ import annotations
