@@ -25,6 +25,7 @@ from openjepa.data.decode import Decoded, Picture, Pixels
 TABLE, PIXELS, SKIPPED = "pack.parquet", "pixels.bin", "skipped.txt"
 METADATA_KEY = b"openjepa"
 VERSION = 1
+COLUMNS = {"path": pa.string(), "label": pa.int64(), "offset": pa.int64(), "height": pa.int64(), "width": pa.int64()}
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ def open_pack(spec: str, channels: int) -> PackSource:
         facts = json.loads(table.schema.metadata[METADATA_KEY])
         if facts["version"] != VERSION:
             raise ValueError(f"it has version {facts['version']}, and this OpenJEPA reads version {VERSION}")
+        if dict(zip(table.schema.names, table.schema.types, strict=True)) != COLUMNS:
+            raise ValueError(f"the columns of {TABLE} have other names or types")
         columns = {name: table[name].to_numpy().astype(np.int64) for name in ("offset", "height", "width")}
         packed_channels = int(facts["channels"])
         shapes = np.stack([columns["height"], columns["width"], np.full(len(table), packed_channels)], axis=1)
