@@ -215,7 +215,8 @@ def test_damaged_jpegs_are_read_and_refused_as_by_pillow(tmp_path):
 
 
 def test_a_broken_exif_block_does_not_matter(tmp_path):
-    decode(tmp_path, Image.new("RGB", (4, 4), (50, 50, 50)), "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7fgarbage")
+    pixels = decode(tmp_path, Image.new("RGB", (4, 4), (50, 50, 50)), "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7fgarbage")
+    assert pixels.shape == (4, 4, 3) and abs(pixels.astype(int) - 50).max() <= 2
 
 
 def test_only_the_first_of_several_pictures(tmp_path):
