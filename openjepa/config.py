@@ -116,16 +116,22 @@ class Mask(Section):
 class Method(Section):
     name: Literal["ijepa", "mae"] = "ijepa"
     """The method, a file of openjepa/methods."""
+    targets: Literal["features", "pooled", "pixels", "pca"] = "features"
+    """Predicted: patch features, their mean over the block, pixels (target_norm layer: of each patch, normalised), their PCA."""
     target_input: Literal["image", "patches"] = "image"
     """What the target encoder sees: the whole image, or the target patches alone. MAE cuts its targets from the image."""
     target_norm: Literal["none", "layer", "batch"] = "layer"
     """layer: each target token (MAE: each patch's pixels) to mean 0, variance 1; batch: each position over the batch."""
+    target_layers: int = Field(default=1, ge=1)
+    """Targets are the mean of so many last layers, each layer-normed (data2vec, 2202.03555); 1 is the encoder's output."""
     predict: Literal["joint", "per_block"] = "per_block"
     """Predict all target blocks in one pass, or each in a pass of its own."""
     loss: Literal["smooth_l1", "mse"] = "smooth_l1"
     """Distance between predictions and targets, averaged over real target tokens and width."""
     regularizer: Literal["none", "vicreg", "sigreg"] = "none"
-    """Anti-collapse term on the pooled context features; VICReg 2105.04906, SIGReg 2511.08544."""
+    """Anti-collapse term; VICReg 2105.04906, SIGReg 2511.08544."""
+    regularizer_on: Literal["pooled", "tokens", "predictions"] = "pooled"
+    """What the term acts on: each image's mean context token, its context tokens, or the predictions."""
     regularizer_weight: float = Field(default=0.0, ge=0)
     """Weight of the anti-collapse term."""
 
@@ -256,6 +262,7 @@ class Recipe(Section):
             )
         if self.method.name == "mae":
             self._fits_mae()
+        self._fits_targets()
         for section, key in (("data", "crop_scale"), ("mask", "context_scale"), ("mask", "target_scale"),
                              ("mask", "context_aspect"), ("mask", "target_aspect")):  # fmt: skip
             low, high = getattr(getattr(self, section), key)
@@ -264,11 +271,30 @@ class Recipe(Section):
                 raise ValueError(f"{section}.{key} ({low:g}, {high:g}) must satisfy 0 < smallest <= largest{limit}")
         return self
 
+    def _fits_targets(self) -> None:
+        """Targets that are cut from the image know no target encoder, and no encoder has more layers than it has."""
+        method, depth = self.method, self.model.encoder_shape[1]
+        if method.target_layers > depth:
+            raise ValueError(f"method.target_layers {method.target_layers} is more than the encoder's {depth} layers")
+        if method.targets in ("features", "pooled"):
+            return
+        norms = {"pixels": ("none", "layer"), "pca": ("none",)}[method.targets]
+        for key, value, allowed in (
+            ("target_input", method.target_input, ("image",)),
+            ("target_norm", method.target_norm, norms),
+            ("target_layers", method.target_layers, (1,)),
+        ):
+            if value not in allowed:
+                listed = " or ".join(str(choice) for choice in allowed)
+                raise ValueError(f"method.{key} {value} does not go with method.targets {method.targets}; use {listed}")
+
     def _fits_mae(self) -> None:
         """MAE has no target encoder: what would steer one is refused, not ignored."""
         for key, value, allowed in (
             ("target_input", self.method.target_input, ("image",)),
             ("target_norm", self.method.target_norm, ("none", "layer")),
+            ("targets", self.method.targets, ("features",)),
+            ("target_layers", str(self.method.target_layers), ("1",)),
         ):
             if value not in allowed:
                 raise ValueError(

@@ -4,12 +4,13 @@ Source: Assran et al. 2023 (arXiv 2301.08243, section 3). In reading order: targ
 The seed description's variant (target patches encoded by themselves and raw, all predicted in one pass, squared error) is the
 same class with other settings. Both are pinned by tests/parity/test_golden_step.py, to the release and to the equations.
 Deviations: contexts of unequal length are padded and masked, never cut (tests/laws/test_padding.py); `target_norm: batch`
-and the regularisers are ours, off in the seed and paper recipes.
+the regularisers, and targets other than patch features are ours, off in the seed and paper recipes.
 """
 
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,7 +20,8 @@ from torch.nn import functional
 from openjepa import config
 from openjepa.masks import Masks, sample_masks
 from openjepa.methods.method import Method, Metrics
-from openjepa.methods.regularizers import REGULARIZERS
+from openjepa.methods.regularizers import mean_tokens, regularize
+from openjepa.methods.targets import PixelTargets
 from openjepa.nn.ema import update_target
 from openjepa.nn.encoder import VisionTransformer, gather_tokens
 from openjepa.nn.predictor import Predictor
@@ -46,8 +48,11 @@ class IJEPA(Method):
         )  # fmt: skip
         self.target_encoder = copy.deepcopy(self.context_encoder).requires_grad_(False)
         self.grid = self.context_encoder.grid
+        cuts_pixels = self.settings.targets in ("pixels", "pca")
+        self.pixel_targets = PixelTargets(self.settings, model.patch_size, channels) if cuts_pixels else None
         self.predictor = Predictor(
             self.grid, self.context_encoder.embed_dim, model.predictor_width, model.predictor_depth, model.predictor_heads,
+            output_width=self.pixel_targets.width if self.pixel_targets else None,
             positions=model.predictor_positions, residual_rescale=model.residual_rescale, checkpointing=checkpointing,
         )  # fmt: skip
 
@@ -66,7 +71,7 @@ class IJEPA(Method):
             loss = self.prediction_loss(predictions, targets, masks)
             metrics = {"prediction_loss": loss.detach()} | explain_variance(predictions.detach(), targets, masks.target_mask)
             if self.settings.regularizer != "none":
-                term = REGULARIZERS[self.settings.regularizer](mean_tokens(context, masks.context_mask))
+                term = regularize(self.settings.regularizer, self.settings.regularizer_on, context, predictions, masks)
                 loss = loss + self.settings.regularizer_weight * term
                 metrics["regularizer"] = term.detach()
         metrics["context_tokens"] = masks.context_lengths.float().mean()
@@ -76,20 +81,27 @@ class IJEPA(Method):
     @torch.no_grad()
     def encode_targets(
         self, images: Float[Tensor, "batch channels height width"], masks: Masks
-    ) -> Float[Tensor, "batch blocks target dim"]:
+    ) -> Float[Tensor, "batch blocks target out"]:
         """s_y: the target encoder's tokens at the target blocks, seeing the whole image or the target patches alone; float32."""
+        if self.pixel_targets:
+            pixels: Tensor = self.pixel_targets(images, masks.target_idx)
+            return pixels
         num_blocks, target_idx = masks.target_idx.shape[1], masks.target_idx.flatten(1)
+        encode = partial(self.target_encoder, mean_of_last=self.settings.target_layers)
         if self.settings.target_input == "image":
-            tokens: Tensor = self.target_encoder(images).float()
+            tokens: Tensor = encode(images).float()
             if self.settings.target_norm == "batch":
                 tokens = (tokens - tokens.mean(0)) / (tokens.var(0, unbiased=False) + 1e-5).sqrt()
             tokens = gather_tokens(tokens, target_idx)
         else:
             seen_mask = real_mask(first_occurrences(target_idx, self.grid[0] * self.grid[1]))
-            tokens = self.target_encoder(images, target_idx, seen_mask).float()
+            tokens = encode(images, target_idx, seen_mask).float()
         targets: Tensor = tokens.unflatten(1, (num_blocks, -1))
         if self.settings.target_norm == "layer":
             targets = functional.layer_norm(targets, targets.shape[-1:], eps=1e-5)
+        if self.settings.targets == "pooled":
+            means = mean_tokens(targets.flatten(0, 1), masks.target_mask.flatten(0, 1))
+            targets = means.view(len(images), num_blocks, 1, -1).expand_as(targets)
         return targets
 
     def encode_context(
@@ -99,7 +111,7 @@ class IJEPA(Method):
         tokens: Tensor = self.context_encoder(images, masks.context_idx, real_mask(masks.context_mask))
         return tokens
 
-    def predict(self, context: Float[Tensor, "batch context dim"], masks: Masks) -> Float[Tensor, "batch blocks target dim"]:
+    def predict(self, context: Float[Tensor, "batch context dim"], masks: Masks) -> Float[Tensor, "batch blocks target out"]:
         """s_y hat: the predictor's guess at every target token, from the context and the targets' positions."""
         context_mask, target_mask = real_mask(masks.context_mask), real_mask(masks.target_mask)
         predictions: Tensor = self.predictor(
@@ -137,12 +149,6 @@ def first_occurrences(idx: Int[Tensor, "batch entries"], num_patches: int) -> Bo
     order = torch.arange(idx.shape[1], device=idx.device).expand_as(idx)
     first = torch.full((len(idx), num_patches), idx.shape[1], device=idx.device).scatter_reduce(1, idx, order, "amin")
     return first.gather(1, idx) == order
-
-
-def mean_tokens(tokens: Float[Tensor, "batch tokens dim"], mask: Bool[Tensor, "batch tokens"]) -> Float[Tensor, "batch dim"]:
-    """Mean over each image's real tokens."""
-    weights = mask.unsqueeze(-1).to(tokens.dtype)
-    return (tokens * weights).sum(1) / weights.sum(1)
 
 
 @torch.no_grad()

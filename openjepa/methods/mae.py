@@ -17,10 +17,11 @@ from torch.nn import functional
 
 from openjepa import config
 from openjepa.masks import Masks, sample_masks
-from openjepa.methods.ijepa import explain_variance, mean_tokens, real_mask
+from openjepa.methods.ijepa import explain_variance, real_mask
 from openjepa.methods.method import Method, Metrics
-from openjepa.methods.regularizers import REGULARIZERS
-from openjepa.nn.encoder import VisionTransformer, gather_tokens, patchify
+from openjepa.methods.regularizers import regularize
+from openjepa.methods.targets import cut_pixels
+from openjepa.nn.encoder import VisionTransformer
 from openjepa.nn.predictor import Predictor
 
 
@@ -65,7 +66,7 @@ class MAE(Method):
             loss = self.prediction_loss(predictions, targets, masks)
             metrics = {"prediction_loss": loss.detach()} | explain_variance(predictions.detach(), targets, masks.target_mask)
             if self.settings.regularizer != "none":
-                term = REGULARIZERS[self.settings.regularizer](mean_tokens(context, masks.context_mask))
+                term = regularize(self.settings.regularizer, self.settings.regularizer_on, context, predictions, masks)
                 loss = loss + self.settings.regularizer_weight * term
                 metrics["regularizer"] = term.detach()
         metrics["context_tokens"] = masks.context_lengths.float().mean()
@@ -90,16 +91,8 @@ class MAE(Method):
     def cut_targets(
         self, images: Float[Tensor, "batch channels height width"], masks: Masks
     ) -> Float[Tensor, "batch blocks target pixels"]:
-        """The reconstruction target: the pixels of the masked patches, by `target_norm: layer` normalised within each patch.
-
-        The standard deviation is that of the authors' code: the variance over pixels - 1 ones, plus 1e-6.
-        """
-        pixels = gather_tokens(patchify(images, self.context_encoder.patch_size), masks.target_idx.flatten(1))
-        if self.settings.target_norm == "layer":
-            variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
-            pixels = (pixels - mean) / (variance + 1e-6).sqrt()
-        targets: Tensor = pixels.unflatten(1, tuple(masks.target_idx.shape[1:]))
-        return targets
+        """The reconstruction target: the pixels of the masked patches, by `target_norm: layer` normalised within each patch."""
+        return cut_pixels(images, masks.target_idx, self.context_encoder.patch_size, self.settings.target_norm == "layer")
 
     def prediction_loss(
         self,

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
+
+from openjepa.masks import Masks
 
 Regularizer = Callable[[Tensor], Tensor]
 
@@ -43,6 +45,27 @@ def sigreg(features: Float[Tensor, "batch dim"], num_directions: int = 256, num_
     angles = projected.unsqueeze(-1) * points  # (batch, directions, points)
     error = (angles.cos().mean(0) - normal).square() + angles.sin().mean(0).square()
     return torch.trapezoid(error * normal, points, dim=-1).mean()
+
+
+def regularize(
+    name: str,
+    place: str,
+    context: Float[Tensor, "batch context dim"],
+    predictions: Float[Tensor, "batch blocks target out"],
+    masks: Masks,
+) -> Float[Tensor, ""]:
+    """The term of that name on pooled context features (one row an image), or on all real context tokens or predictions."""
+    if place == "pooled":
+        rows = mean_tokens(context, masks.context_mask)
+    else:
+        rows = context[masks.context_mask] if place == "tokens" else predictions[masks.target_mask]
+    return REGULARIZERS[name](rows)
+
+
+def mean_tokens(tokens: Float[Tensor, "batch tokens dim"], mask: Bool[Tensor, "batch tokens"]) -> Float[Tensor, "batch dim"]:
+    """Mean over each image's real tokens."""
+    weights = mask.unsqueeze(-1).to(tokens.dtype)
+    return (tokens * weights).sum(1) / weights.sum(1)
 
 
 REGULARIZERS: dict[str, Regularizer] = {"vicreg": vicreg, "sigreg": sigreg}

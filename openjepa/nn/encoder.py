@@ -134,13 +134,36 @@ class VisionTransformer(timm_vit.VisionTransformer):
         images: Float[Tensor, "batch channels height width"],
         kept_idx: Int[Tensor, "batch kept"] | None = None,
         kept_mask: Bool[Tensor, "batch kept"] | None = None,
+        mean_of_last: int = 1,
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Encode all patches of normalised images, or only those kept; kept_mask is True where an index is no padding."""
+        """Encode all patches of normalised images, or only those kept; kept_mask is True where an index is no padding.
+
+        mean_of_last: above 1, the mean of so many last layers, each layer-normed, in place of the encoder's output.
+        """
+        if mean_of_last > 1:
+            return torch.stack(self.last_layers(images, mean_of_last, kept_idx, kept_mask)).mean(0)
         tokens = self.embed(images)
         if kept_idx is not None:
             tokens = gather_tokens(tokens, kept_idx)
         encoded: Tensor = self.norm(run_layers(self.blocks, tokens, kept_mask, self.checkpointing))
         return encoded
+
+    def last_layers(
+        self,
+        images: Float[Tensor, "batch channels height width"],
+        count: int,
+        kept_idx: Int[Tensor, "batch kept"] | None = None,
+        kept_mask: Bool[Tensor, "batch kept"] | None = None,
+    ) -> list[Float[Tensor, "batch tokens dim"]]:
+        """Outputs of the last `count` layers, first to last, each layer-normed without weights; arguments as for forward."""
+        tokens = self.embed(images)
+        if kept_idx is not None:
+            tokens = gather_tokens(tokens, kept_idx)
+        layers, outputs = list(self.blocks), []
+        for part in (layers[: len(layers) - count + 1], *([layer] for layer in layers[len(layers) - count + 1 :])):
+            tokens = run_layers(part, tokens, kept_mask, self.checkpointing)
+            outputs.append(functional.layer_norm(tokens, tokens.shape[-1:], eps=1e-6))
+        return outputs
 
 
 class EncoderOutput(NamedTuple):

@@ -1,0 +1,130 @@
+"""Targets beyond patch features, and where the regulariser acts, against scikit-learn, hooks on the layers, and laws."""
+
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from torch.nn import functional
+
+from openjepa.config import Mask, Method, Model, build_recipe
+from openjepa.masks import Masks, sample_masks
+from openjepa.methods import IJEPA
+
+TINY = Model(width=16, depth=3, heads=2, patch_size=4, predictor_width=16, predictor_depth=1, predictor_heads=2)
+
+
+def make(settings: Method, num_images: int = 32) -> tuple[IJEPA, torch.Tensor, Masks]:
+    torch.manual_seed(0)
+    method = IJEPA((24, 24), 1, TINY, Mask(), settings)
+    images = torch.randn(num_images, 1, 24, 24).cumsum(-1)  # neighbouring pixels go together, as in images
+    return method, images, sample_masks(Mask(), method.grid, num_images, seed=0, step=0)
+
+
+def cut(images: torch.Tensor, masks: Masks) -> torch.Tensor:
+    """Pixels of the target patches, patch by patch."""
+    patches = images.unfold(2, 4, 4).unfold(3, 4, 4).reshape(len(images), 36, 16)
+    return torch.stack([image[idx] for image, idx in zip(patches, masks.target_idx, strict=True)])
+
+
+def test_pixel_targets_are_the_patches_pixels():
+    method, images, masks = make(Method(targets="pixels", target_norm="none"))
+    assert torch.equal(method.encode_targets(images, masks), cut(images, masks))
+    method, images, masks = make(Method(targets="pixels", target_norm="layer"))
+    targets = method.encode_targets(images, masks)
+    torch.testing.assert_close(targets.mean(-1), torch.zeros(targets.shape[:-1]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(targets.std(-1), torch.ones(targets.shape[:-1]), atol=1e-4, rtol=0)
+
+
+def test_pca_targets_are_scikit_learns_whitened_components():
+    method, images, masks = make(Method(targets="pca", target_norm="none"))
+    targets = method.encode_targets(images, masks)
+    rows = images.unfold(2, 4, 4).unfold(3, 4, 4).reshape(-1, 16).double().numpy()
+    expected = PCA(4, whiten=True, svd_solver="full").fit(rows).transform(cut(images, masks).reshape(-1, 16).numpy())
+    found = targets.reshape(-1, 4).flip(1)  # largest first
+    for ours, theirs in zip(found.T, torch.from_numpy(expected).float().T, strict=True):
+        sign = torch.sign((ours * theirs).sum())
+        torch.testing.assert_close(sign * ours, theirs, atol=2e-3, rtol=2e-3)
+
+
+def test_the_pca_is_fitted_once_and_travels_with_the_weights():
+    method, images, masks = make(Method(targets="pca", target_norm="none"))
+    before = method.encode_targets(images, masks)
+    method.encode_targets(3 * images + 1, masks)
+    assert torch.equal(method.encode_targets(images, masks), before)
+    fresh, _, _ = make(Method(targets="pca", target_norm="none"))
+    fresh.load_state_dict(method.state_dict(), strict=True)
+    assert torch.equal(fresh.encode_targets(images, masks), before)
+
+
+def test_pooled_targets_are_one_vector_a_block():
+    """Each is the mean over the block's real patches, whatever stands in the padding."""
+    method, images, masks = make(Method(targets="pooled"))
+    plain, _, _ = make(Method())
+    pooled, patches = method.encode_targets(images, masks), plain.encode_targets(images, masks)
+    for image in range(4):
+        for block in range(masks.target_idx.shape[1]):
+            real = masks.target_mask[image, block]
+            expected = patches[image, block][real].mean(0)
+            torch.testing.assert_close(pooled[image, block], expected.expand_as(pooled[image, block]))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_targets_of_several_layers_are_the_mean_of_what_the_layers_give(count):
+    method, images, masks = make(Method(target_layers=count, target_norm="none"))
+    outputs: list[torch.Tensor] = []
+    for layer in method.target_encoder.blocks:
+        layer.register_forward_hook(lambda _layer, _args, output: outputs.append(output))
+    targets = method.encode_targets(images, masks)
+    mean = torch.stack([functional.layer_norm(output, (16,), eps=1e-6) for output in outputs[-count:]]).mean(0)
+    expected = torch.stack([image[idx] for image, idx in zip(mean, masks.target_idx, strict=True)])
+    torch.testing.assert_close(targets, expected)
+
+
+@pytest.mark.parametrize("targets", ["pixels", "pca", "pooled", "features"])
+def test_predictions_fit_every_kind_of_target(targets):
+    norm = "none" if targets == "pca" else "layer"
+    method, images, masks = make(Method(targets=targets, target_norm=norm))
+    loss, metrics = method(images, masks)
+    loss.backward()
+    assert loss.isfinite() and metrics["explained_variance"] < 1
+    assert all(weight.grad is not None for weight in method.predictor.parameters())
+
+
+@pytest.mark.parametrize("place", ["pooled", "tokens", "predictions"])
+def test_the_regulariser_acts_where_it_is_told_to(place):
+    """Scaling the rows it acts on towards one point raises the variance term; padding never counts."""
+    settings = Method(regularizer="vicreg", regularizer_weight=1.0, regularizer_on=place)
+    method, images, masks = make(settings)
+    context, targets = method.encode_context(images, masks), method.encode_targets(images, masks)
+    predictions = method.predict(context, masks)
+    # By definition, from the rows picked one by one.
+    if place == "pooled":
+        rows = torch.stack([tokens[mask].mean(0) for tokens, mask in zip(context, masks.context_mask, strict=True)])
+    elif place == "tokens":
+        rows = torch.cat([tokens[mask] for tokens, mask in zip(context, masks.context_mask, strict=True)])
+    else:
+        rows = torch.cat(
+            [block[mask] for block, mask in zip(predictions.flatten(0, 1), masks.target_mask.flatten(0, 1), strict=True)]
+        )
+    covariance = torch.cov(rows.T)
+    std = (covariance.diagonal() + 1e-4).sqrt()
+    term = (1 - std).clamp_min(0).mean() + (covariance - covariance.diagonal().diag()).square().sum() / 16 / 25
+    loss, metrics = method(images, masks)
+    torch.testing.assert_close(metrics["regularizer"], term.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loss.detach(), method.prediction_loss(predictions, targets, masks).detach() + term.detach())
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ({"target_layers": 13}, "method.target_layers 13 is more than the encoder's 12 layers"),
+        ({"targets": "pca"}, "method.target_norm layer does not go with method.targets pca; use none"),
+        ({"targets": "pixels", "target_norm": "batch"}, "method.target_norm batch does not go with method.targets pixels"),
+        ({"targets": "pixels", "target_input": "patches"}, "method.target_input patches does not go with method.targets pixels"),
+        ({"targets": "pca", "target_norm": "none", "target_layers": 2}, "method.target_layers 2 does not go with"),
+        ({"name": "mae", "targets": "pca", "target_norm": "none"}, "method.targets pca is for targets of an encoder"),
+        ({"name": "mae", "target_layers": 2}, "method.target_layers 2 is for targets of an encoder"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(method, words):
+    with pytest.raises(ValueError, match=words.replace("(", "\\(")):
+        build_recipe({"method": method})
