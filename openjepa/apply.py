@@ -23,11 +23,11 @@ EncoderName = Literal["context", "target"]
 Candidate = Literal["context", "target", "random", "pixels"]
 
 
-def load_encoder(run: str | Path, encoder: EncoderName = "context", device: str = "cpu") -> Encoder:
+def load_encoder(run: str | Path, encoder: EncoderName = "context", device: str = "cpu", layers: int = 1) -> Encoder:
     """The encoder of a run folder's newest checkpoint, or of a checkpoint file, ready for evaluation.
 
-    Called on (B, C, H, W) images, uint8 or floats in [0, 1], it gives `pooled` (B, D) and `patches` (B, h, w, D).
-    ValueError if there is no undamaged checkpoint or it has no such encoder.
+    Called on (B, C, H, W) images, uint8 or floats in [0, 1], it gives `pooled` (B, D x layers) and `patches` (B, h, w, D).
+    ValueError if there is no undamaged checkpoint, or it has no such encoder or not so many layers.
     """
     prefix = f"method.{encoder}_encoder."
     tensors, info = load_checkpoint(find_checkpoint(run), prefix)
@@ -37,15 +37,15 @@ def load_encoder(run: str | Path, encoder: EncoderName = "context", device: str 
     with torch.device("meta"):  # no random weights to be thrown away: half the memory, and seconds for a large encoder
         vit = _make_vit(_recipe_of(info))
     vit.load_state_dict({name.removeprefix(prefix): value for name, value in tensors.items()}, strict=True, assign=True)
-    return Encoder(vit, info["mean"], info["std"]).to(pick_device(device)).eval()
+    return Encoder(vit, info["mean"], info["std"], layers).to(pick_device(device)).eval()
 
 
-def load_random_encoder(run: str | Path, device: str = "cpu") -> Encoder:
+def load_random_encoder(run: str | Path, device: str = "cpu", layers: int = 1) -> Encoder:
     """The run's context encoder as it was before the first step: the same seed draws the same weights."""
     _, info = load_checkpoint(find_checkpoint(run), prefix="method.context_encoder.pos_embed")
     recipe = _recipe_of(info)
     torch.manual_seed(recipe.train.seed)
-    return Encoder(_make_vit(recipe), info["mean"], info["std"]).to(pick_device(device)).eval()
+    return Encoder(_make_vit(recipe), info["mean"], info["std"], layers).to(pick_device(device)).eval()
 
 
 def find_checkpoint(run: str | Path) -> Path:
@@ -61,14 +61,14 @@ def find_checkpoint(run: str | Path) -> Path:
     return latest
 
 
-def load_candidate(run: str | Path, name: Candidate, device: str = "cpu") -> Encoder | RawPixels:
+def load_candidate(run: str | Path, name: Candidate, device: str = "cpu", layers: int = 1) -> Encoder | RawPixels:
     """One of the things that a probe compares: a trained encoder, the untrained one, or the pixels themselves."""
     if name == "random":
-        return load_random_encoder(run, device)
+        return load_random_encoder(run, device, layers)
     if name == "pixels":
         encoder = load_encoder(run, "context")
         return RawPixels(encoder.size, encoder.channels)
-    return load_encoder(run, name, device)
+    return load_encoder(run, name, device, layers)
 
 
 def evaluate(
@@ -78,14 +78,16 @@ def evaluate(
     test: str,
     encoder: Candidate = "context",
     *,
+    layers: int = 1,
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Accuracy of an encoder on labelled data by a protocol of evals.PROTOCOLS; gives the record.
 
-    run: a run folder, whose evals/ gets the record, or a checkpoint file. train, test: data specs with labels.
+    run: a run folder, whose evals/ gets the record, or a checkpoint file. train, test: data specs with labels. layers: how many
+    last layers the features are of.
     """
-    return evaluate_many(run, [encoder], [protocol], train, test, seed=seed, device=device)[0]
+    return evaluate_many(run, [encoder], [protocol], train, test, layers=layers, seed=seed, device=device)[0]
 
 
 def evaluate_many(
@@ -95,6 +97,7 @@ def evaluate_many(
     train: str,
     test: str,
     *,
+    layers: int = 1,
     seed: int = 0,
     device: str = "auto",
     note: Callable[[str], None] = lambda _: None,
@@ -106,7 +109,7 @@ def evaluate_many(
     place = pick_device(device)
     records: list[dict[str, Any]] = []
     for name in encoders:
-        candidate = load_candidate(run, name, str(place))
+        candidate = load_candidate(run, name, str(place), layers)
         sources = [open_source(spec, candidate.channels) for spec in (train, test)]
         for source in sources:
             _require_labels(source)
@@ -116,18 +119,22 @@ def evaluate_many(
         for protocol in protocols:
             note(f"{protocol} on {name}")
             result = PROTOCOLS[protocol](features[0], features[1], seed)
-            record = {"encoder": name, "protocol": protocol, "run": str(run), "train": train, "test": test, "seed": seed}
-            record |= result.to_record() | {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+            record = {"encoder": name, "layers": layers, "protocol": protocol, "run": str(run), "train": train, "test": test}
+            record |= {"seed": seed} | result.to_record() | {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
             records.append(record)
             if Path(run).is_dir():
-                RunFolder(run).write_eval(f"{protocol}-{name}-{_slug(train)}-{_slug(test)}", record)
+                RunFolder(run).write_eval(
+                    f"{protocol}-{name}{'' if layers == 1 else f'-{layers}-layers'}-{_slug(train)}-{_slug(test)}", record
+                )
     return records
 
 
-def embed(run: str | Path, data: str, out: str | Path, encoder: EncoderName = "context", device: str = "auto") -> int:
+def embed(
+    run: str | Path, data: str, out: str | Path, encoder: EncoderName = "context", device: str = "auto", layers: int = 1
+) -> int:
     """Write features of every readable image to a Parquet file; gives the number of rows."""
     place = pick_device(device)
-    loaded = load_encoder(run, encoder, str(place))
+    loaded = load_encoder(run, encoder, str(place), layers)
     source = open_source(data, loaded.channels)
     return write_features(
         Path(out), loaded, source, encoder_name=encoder, run=str(run), device=str(place), label="embed"

@@ -92,6 +92,7 @@ def evaluate(
     train: str,
     test: str,
     encoder: Literal["context", "target", "random", "pixels"] = "context",
+    layers: int = 1,
     seed: int = 0,
     device: str = "auto",
     json: bool = False,
@@ -104,20 +105,23 @@ def evaluate(
         train: Labelled data to fit on; class sub-folders give labels.
         test: Labelled data to test on, once.
         encoder: Which encoder; random is the untrained one, pixels the raw image.
+        layers: How many last layers of the encoder the features are of; the paper takes 1 or 4.
         seed: Of the held-out split and the bootstrap.
         device: auto, cpu, cuda or cuda:N.
         json: Print the JSON line alone.
     """
     from openjepa.apply import evaluate as measure
 
-    record = measure(run, protocol, train, test, encoder, seed=seed, device=device)
+    record = measure(run, protocol, train, test, encoder, layers=layers, seed=seed, device=device)
     if not json:
         low, high = record["interval"]
         print(f"{protocol} accuracy of {encoder}: {record['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})")
     print(_to_json(record))
 
 
-def embed(run: RunPath, images: DataSpec, out: Path, encoder: EncoderName = "context", device: str = "auto") -> None:
+def embed(
+    run: RunPath, images: DataSpec, out: Path, encoder: EncoderName = "context", layers: int = 1, device: str = "auto"
+) -> None:
     """Write one feature vector per image to a Parquet file.
 
     Args:
@@ -125,11 +129,12 @@ def embed(run: RunPath, images: DataSpec, out: Path, encoder: EncoderName = "con
         images: A folder of images, sample:train, or fashion-mnist:FOLDER:train.
         out: The .parquet file to write: columns path, label, features.
         encoder: Which encoder.
+        layers: How many last layers the features are of, one after another.
         device: auto, cpu, cuda or cuda:N.
     """
     from openjepa.apply import embed as write
 
-    rows = write(run, images, out, encoder, device)
+    rows = write(run, images, out, encoder, device, layers)
     print(f"{rows} rows in {out}")
 
 

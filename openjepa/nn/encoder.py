@@ -179,11 +179,13 @@ class Encoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, vit: VisionTransformer, mean: list[float], std: list[float]) -> None:
-        """mean and std: one value a channel, for images in [0, 1]."""
+    def __init__(self, vit: VisionTransformer, mean: list[float], std: list[float], num_layers: int = 1) -> None:
+        """mean and std: one value a channel, for images in [0, 1]. num_layers: how many last layers `pooled` puts side by side."""
         super().__init__()
+        if not 1 <= num_layers <= len(vit.blocks):
+            raise ValueError(f"features of {num_layers} layers were asked for, the encoder has {len(vit.blocks)}")
         assert len(mean) == len(std) == vit.channels, (mean, std, vit.channels)
-        self.vit = vit
+        self.vit, self.num_layers = vit, num_layers
         self.width: int = vit.embed_dim
         self.size, self.patch_size, self.channels = vit.size, vit.patch_size, vit.channels
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
@@ -194,11 +196,16 @@ class Encoder(nn.Module):
     ) -> EncoderOutput:
         """Features of uint8 images, or of float images in [0, 1]; any size that the patch size divides.
 
-        pooled is the mean over patches, as the paper evaluates (2301.08243, section A.2).
+        pooled is the mean over patches, as the paper evaluates (2301.08243, section A.2); of several layers, which the paper takes
+        four of, the mean over patches of each, layer-normed, one after another. patches are the last layer's.
         """
-        tokens = self.vit(normalise(images, self.mean, self.std))
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
-        return EncoderOutput(tokens.mean(1), tokens.unflatten(1, grid))
+        normalised = normalise(images, self.mean, self.std)
+        if self.num_layers == 1:
+            tokens: Tensor = self.vit(normalised)
+            return EncoderOutput(tokens.mean(1), tokens.unflatten(1, grid))
+        layers = self.vit.last_layers(normalised, self.num_layers)
+        return EncoderOutput(torch.cat([tokens.mean(1) for tokens in layers], 1), layers[-1].unflatten(1, grid))
 
 
 def normalise(

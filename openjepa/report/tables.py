@@ -1,7 +1,7 @@
 """Tables of the report: the probe table from evals/*.json, and the facts of a run from run.json.
 
-Numbers are the records' own, rounded to a tenth of a point; nothing is recomputed. Records of different training or test data
-go into tables of their own, because their accuracies do not compare.
+Numbers are the records' own, rounded to a tenth of a point; nothing is recomputed. Records of other training data, test
+data or layers go into tables of their own, because their accuracies do not compare.
 """
 
 from __future__ import annotations
@@ -76,11 +76,12 @@ def _is_number(value: Any) -> bool:
 
 
 def tabulate_probes(records: Sequence[Row]) -> list[ProbeTable]:
-    """One table for each pair of training and test data, in order of first appearance; the four known encoders come first."""
-    groups: dict[tuple[str, str], list[Row]] = {}
+    """One table for each training data, test data and number of layers, in order of first appearance; known encoders come first."""
+    groups: dict[tuple[str, str, int], list[Row]] = {}
     for record in records:
-        groups.setdefault((str(record.get("train", "not recorded")), str(record.get("test", "not recorded"))), []).append(record)
-    return [_tabulate(train, test, group) for (train, test), group in groups.items()]
+        train, test = (str(record.get(part, "not recorded")) for part in ("train", "test"))
+        groups.setdefault((train, test, record.get("layers", 1)), []).append(record)
+    return [_tabulate(train, test, group) for (train, test, _), group in groups.items()]
 
 
 def _tabulate(train: str, test: str, records: list[Row]) -> ProbeTable:
@@ -128,6 +129,8 @@ def _sizes(records: list[Row]) -> str:
         counts = {record.get(key) for record in records}
         if len(counts) == 1 and isinstance(count := counts.pop(), int):
             words.append(f"{count:,} {verb} images")
+    if (layers := records[0].get("layers", 1)) != 1:
+        words.append(f"features of the last {layers} layers")
     return ", ".join(words)
 
 

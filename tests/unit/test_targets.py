@@ -8,6 +8,7 @@ from torch.nn import functional
 from openjepa.config import Mask, Method, Model, build_recipe
 from openjepa.masks import Masks, sample_masks
 from openjepa.methods import IJEPA
+from openjepa.nn.encoder import Encoder
 
 TINY = Model(width=16, depth=3, heads=2, patch_size=4, predictor_width=16, predictor_depth=1, predictor_heads=2)
 
@@ -128,3 +129,17 @@ def test_the_regulariser_acts_where_it_is_told_to(place):
 def test_settings_that_do_not_fit_are_refused(method, words):
     with pytest.raises(ValueError, match=words.replace("(", "\\(")):
         build_recipe({"method": method})
+
+
+def test_pooled_features_of_several_layers_are_each_layers_mean_side_by_side():
+    vit = make(Method())[0].context_encoder
+    outputs: list[torch.Tensor] = []
+    for layer in vit.blocks:
+        layer.register_forward_hook(lambda _layer, _args, output: outputs.append(output))
+    images = torch.rand(3, 1, 24, 24)
+    pooled, patches = Encoder(vit, [0.0], [1.0], num_layers=2)(images)
+    expected = [functional.layer_norm(output, (16,), eps=1e-6) for output in outputs[-2:]]
+    torch.testing.assert_close(pooled, torch.cat([tokens.mean(1) for tokens in expected], 1))
+    torch.testing.assert_close(patches.flatten(1, 2), expected[-1])
+    with pytest.raises(ValueError, match="features of 4 layers were asked for, the encoder has 3"):
+        Encoder(vit, [0.0], [1.0], num_layers=4)
