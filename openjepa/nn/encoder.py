@@ -180,7 +180,7 @@ class Encoder(nn.Module):
     std: Tensor
 
     def __init__(self, vit: VisionTransformer, mean: list[float], std: list[float], num_layers: int = 1) -> None:
-        """mean and std: one value a channel, for images in [0, 1]. num_layers: how many last layers `pooled` puts side by side."""
+        """mean and std: one value a channel, for images in [0, 1]. num_layers: how many last layers `pooled` is of."""
         super().__init__()
         if not 1 <= num_layers <= len(vit.blocks):
             raise ValueError(f"features of {num_layers} layers were asked for, the encoder has {len(vit.blocks)}")
@@ -196,8 +196,8 @@ class Encoder(nn.Module):
     ) -> EncoderOutput:
         """Features of uint8 images, or of float images in [0, 1]; any size that the patch size divides.
 
-        pooled is the mean over patches, as the paper evaluates (2301.08243, section A.2); of several layers, which the paper takes
-        four of, the mean over patches of each, layer-normed, one after another. patches are the last layer's.
+        pooled is the mean over patches, as the paper evaluates (2301.08243, section A.2); of several layers, of which the paper
+        takes four, the mean over patches of each, layer-normed, side by side. patches are the last layer's.
         """
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
         normalised = normalise(images, self.mean, self.std)

@@ -76,7 +76,7 @@ def _is_number(value: Any) -> bool:
 
 
 def tabulate_probes(records: Sequence[Row]) -> list[ProbeTable]:
-    """One table for each training data, test data and number of layers, in order of first appearance; known encoders come first."""
+    """One table for each training data, test data and number of layers, in order of first appearance."""
     groups: dict[tuple[str, str, int], list[Row]] = {}
     for record in records:
         train, test = (str(record.get(part, "not recorded")) for part in ("train", "test"))
