@@ -308,6 +308,43 @@ def make_scenes(
     print(f"Next: openjepa doctor {out / 'train'}; labels are the folders, boxes and masks are in {out / 'annotations'}")
 
 
+def ablate(
+    table: Annotated[Positional[Literal["masking", "target", "momentum", "predictor", "augmentation"]], arg(metavar="TABLE")],
+    data: str,
+    out: Path,
+    test: str | None = None,
+    recipe: str = "demo",
+    minutes: float | None = None,
+    steps: int | None = None,
+    seeds: int = 3,
+    jobs: int = 1,
+) -> None:
+    """Run one of the seed's ablations on labelled images and print its table, with spread and the seed's claim beside it.
+
+    Args:
+        table: masking, target, momentum, predictor or augmentation.
+        data: Labelled images: what the runs are trained on, without the labels, and the probes are fitted on, with them.
+        out: The folder to write: a run folder for each row and seed, and table.md. What is there already is not run again.
+        test: Labelled images to test the probes on; the test part beside DATA if not given.
+        recipe: The recipe whose keys the rows change: a shipped one's name or a YAML file.
+        minutes: Training time of each run.
+        steps: Optimizer steps of each run, in place of minutes.
+        seeds: Runs of each row.
+        jobs: Runs at the same time; they share the machine's cores.
+    """
+    from openjepa.ablate import ablate as run_rows
+    from openjepa.data.sources import name_held_out
+
+    held_out = test or name_held_out(data)
+    if held_out is None:
+        raise ValueError(f"no test images are known for {data}; name them with --test")
+    base = config.load_recipe(recipe)
+    print(run_rows(
+        table, base, data, held_out, out, seeds=seeds, minutes=minutes, steps=steps, jobs=jobs,
+        note=lambda line: print(line, file=sys.stderr, flush=True),
+    ))  # fmt: skip
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the `openjepa` command."""
     arguments = sys.argv[1:] if argv is None else argv
@@ -315,7 +352,8 @@ def main(argv: list[str] | None = None) -> None:
         commands: dict[str, Callable[..., Any]] = {
             "pretrain": make_pretrain(_base_recipe(arguments)), "evaluate": evaluate, "embed": embed,
             "import": import_weights, "export": export, "masks": masks, "report": report, "recipes": recipes,
-            "doctor": doctor, "bench": bench, "pack": pack, "make-scenes": make_scenes, "demo": demo,
+            "doctor": doctor, "bench": bench, "pack": pack, "make-scenes": make_scenes, "ablate": ablate,
+            "demo": demo,
         }  # fmt: skip
         verb = arguments[0] if arguments else ""
         shown = {name: command if name == verb else _named_only(command) for name, command in commands.items()}

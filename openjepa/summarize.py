@@ -13,7 +13,7 @@ from torch.nn import functional
 from openjepa import health
 from openjepa.apply import find_checkpoint, load_encoder
 from openjepa.data.loader import evaluation_batches
-from openjepa.data.sources import ImageSource, open_source
+from openjepa.data.sources import ImageSource, name_held_out, open_source
 from openjepa.nn.encoder import Encoder
 from openjepa.records import RunFolder
 from openjepa.report.page import build_report
@@ -48,7 +48,7 @@ def _draw(folder: RunFolder, data: str, channels: int) -> Pictures | None:
         return None
     encoder = load_encoder(find_checkpoint(folder.path))
     try:
-        source = open_source(_held_out(data), channels)
+        source = open_source(name_held_out(data) or data, channels)
     except (ValueError, OSError):
         return None
     return draw_pictures(encoder, source)
@@ -91,12 +91,3 @@ def _load(source: ImageSource, size: tuple[int, int], image_idx: Array) -> tuple
 
 def _channels_last(images: torch.Tensor) -> Array:
     return images.permute(0, 2, 3, 1).numpy()
-
-
-def _held_out(data: str) -> str:
-    """Images the encoder was not trained on, where the data spec names them; else the training images."""
-    if data == "sample:train":
-        return "sample:test"
-    if data.startswith("fashion-mnist:") and data.endswith(":train"):
-        return data.removesuffix("train") + "test"
-    return data

@@ -137,6 +137,14 @@ class FolderSource:
         return os.fsencode(self.files[index]).decode("utf-8", "backslashreplace")
 
 
+def name_held_out(spec: str) -> str | None:
+    """The test part that goes with a training part: of the sample, of Fashion-MNIST, or a folder test beside a folder train."""
+    if not spec.endswith("train"):
+        return None
+    test = spec.removesuffix("train") + "test"
+    return test if spec == "sample:train" or spec.startswith("fashion-mnist:") or Path(test).is_dir() else None
+
+
 def open_folder(spec: str, channels: int) -> FolderSource:
     """List a folder's images. First-level sub-folders are classes if every image lies in one.
 

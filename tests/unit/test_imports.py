@@ -26,6 +26,8 @@ REPORT_MAY_IMPORT = {"report", "records", "config", "masks", "api"}
 GROUP_OF_MODULE = {
     "__init__": "api",
     "__main__": "cli",
+    "ablate": "run",
+    "compare": "run",
     "demo": "cli",
     "doctor": "cli",
     "summarize": "cli",

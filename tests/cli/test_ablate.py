@@ -1,0 +1,130 @@
+"""`openjepa ablate` as a user runs it, on small labelled scenes; and its table against sums done by hand."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from openjepa.ablate import Ablation, list_rows
+from openjepa.compare import Outcome, apply_changes, tabulate
+from openjepa.config import load_recipe
+from openjepa.data.make_scenes import make_scenes
+from openjepa.masks import check_masks, measure_coverage
+
+STEPS, SEEDS = 2, 2
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "openjepa.cli", *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ablate") / "scenes"
+    make_scenes(folder, train=140, test=60, size=32, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    file.write_text(
+        "extends: demo\ndata: {batch_size: 16, workers: 0}\nhealth: {num_images: 16}\n"
+        "model: {width: 24, depth: 4, predictor_width: 12, predictor_depth: 1}\n"
+    )
+    return file
+
+
+def test_a_table_runs_every_row_and_seed_once(scenes: Path, tiny: Path, tmp_path: Path) -> None:
+    arguments = ["ablate", "masking", "--data", str(scenes / "train"), "--recipe", str(tiny), "--out", str(tmp_path / "out")]
+    arguments += ["--steps", str(STEPS), "--seeds", str(SEEDS), "--jobs", "2"]
+    first = run(*arguments)
+    assert first.returncode == 0, first.stderr
+    lines = [line for line in first.stdout.splitlines() if line.startswith("| ")]
+    names = [line.split("|")[1].strip() for line in lines]
+    assert names == ["", "random patches", "one block", "multi-block", "raw pixels", "untrained encoder"]
+    assert [line.rstrip(" |").rsplit(" ")[-1] for line in lines[1:4]] == ["77.2", "78.5", "80.3"]  # the seed's claims
+    assert (tmp_path / "out" / "table.md").read_text().strip() == first.stdout.strip()
+    recipes = {}
+    for place in (tmp_path / "out").glob("*/run.json"):
+        facts = json.loads(place.read_text())
+        recipes[place.parent.name] = facts["recipe"]
+        assert facts["total_steps"] == STEPS
+        assert facts["data"] == str(scenes / "train")
+    assert len(recipes) == 3 * SEEDS
+    assert recipes["random-patches-1"]["mask"]["sampler"] == "random"
+    assert recipes["random-patches-1"]["train"]["seed"] == 1
+    stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")}
+    again = run(*arguments)
+    assert again.stdout == first.stdout
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")} == stamps
+    other = run(*arguments, "--recipe", "demo")
+    assert other.returncode == 2
+    assert "holds a run of other settings" in other.stderr
+    assert "Traceback" not in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--steps", "2", "--minutes", "1"], "either --minutes or --steps"),
+        ([], "either --minutes or --steps"),
+        (["--steps", "2", "--recipe", "mae_demo"], "the seed's ablations are of ijepa"),
+        (["--steps", "2", "--test", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_requests_end_in_one_line(scenes: Path, tiny: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
+    recipe = [] if "--recipe" in arguments else ["--recipe", str(tiny)]
+    found = run(
+        "ablate", "masking", "--data", str(scenes / "train"), "--out", str(tmp_path / "o"), "--seeds", "1", *recipe, *arguments
+    )
+    assert found.returncode == 2
+    assert words in found.stderr
+    assert len(found.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_test_images_must_be_named_where_none_are_known(scenes: Path, tiny: Path, tmp_path: Path) -> None:
+    found = run("ablate", "masking", "--data", str(scenes), "--recipe", str(tiny), "--out", str(tmp_path / "o"), "--steps", "2")
+    assert found.returncode == 2
+    assert "name them with --test" in found.stderr
+
+
+@pytest.mark.parametrize("recipe", ["demo", "paper_vit_base_16"])
+@pytest.mark.parametrize("table", ["masking", "target", "momentum", "predictor", "augmentation"])
+def test_every_row_of_every_table_is_a_recipe_of_its_own(table: Ablation, recipe: str) -> None:
+    base = load_recipe(recipe)
+    made = [apply_changes(base, row.variant.changes, row.variant.name) for row in list_rows(table, base)]
+    for row in made:
+        check_masks(row.mask, row.grid)
+    assert len({row.model_dump_json() for row in made}) == len(made)
+
+
+@pytest.mark.parametrize("recipe", ["demo", "paper_vit_base_16"])
+def test_the_masking_rows_cover_what_the_seed_says(recipe: str) -> None:
+    base = load_recipe(recipe)
+    for row in list_rows("masking", base):
+        made = apply_changes(base, row.variant.changes, row.variant.name)
+        cover = measure_coverage(made.mask, made.grid)
+        assert cover.context_frac == pytest.approx(0.25, abs=0.05), row.variant.name
+        assert cover.target_frac == pytest.approx(0.15, abs=0.05), row.variant.name
+
+
+def test_the_table_shows_means_spreads_and_paired_differences() -> None:
+    outcomes = [
+        Outcome("a", 0, 50.0, 60.0, 70.0, 100.0, 5, "healthy"),
+        Outcome("a", 1, 54.0, 64.0, 74.0, 200.0, 5, "healthy"),
+        Outcome("b", 0, 51.0, 61.0, None, 200.0, 5, "healthy"),
+        Outcome("b", 1, 51.0, 68.0, None, 200.0, 5, "collapsed"),
+        Outcome("c", 0, None, None, None, 50.0, 5, "diverging"),
+    ]
+    rows = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in tabulate(outcomes, "a").splitlines()
+    }
+    assert rows["a"] == ["52.0 ± 2.8", "62.0 ± 2.8", "72.0 ± 2.8", "", "1.00", "2", "2 healthy"]
+    # differences 1 and 4: mean 2.5, standard deviation 3 / sqrt 2; speeds 2 and 1
+    assert rows["b"] == ["51.0 ± 0.0", "64.5 ± 4.9", "", "+2.5 ± 2.1", "1.50", "2", "1 healthy, 1 collapsed"]
+    assert rows["c"] == ["", "", "", "", "0.50", "1", "1 diverging"]
