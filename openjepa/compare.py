@@ -48,6 +48,7 @@ class Job:
     test: str
     folder: Path
     threads: int
+    probe: tuple[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,15 @@ def compare(
     seeds: int,
     out: Path,
     jobs: int = 1,
+    probe: tuple[str, str] | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> list[Outcome]:
     """Run every variant with seeds 0, 1, ... and give what came out, by seed, then variant.
 
     train: labelled images, which the runs see without labels and the probes with them; test: what the probes are tested on.
-    out: the folder of run folders NAME-SEED. jobs: runs at the same time, which share the machine's cores.
-    note is told of each run. Raises ValueError if a change does not fit or the folder holds runs of other settings.
+    out: the folder of run folders NAME-SEED. jobs: runs at the same time, which share the machine's cores. probe: labelled
+    training and test images to measure 20-NN accuracy on while training, every health.probe_every_steps. note is told of each
+    run. Raises ValueError if a change does not fit or the folder holds runs of other settings.
     """
     for spec in (train, test):
         if open_source(spec, base.data.channels).labels is None:
@@ -103,7 +106,7 @@ def compare(
     for seed in range(seeds):
         for variant in variants:
             recipe = apply_changes(base, variant.changes | {"train.seed": seed}, variant.name)
-            todo.append(Job(variant.name, seed, recipe, train, test, out / f"{slug(variant.name)}-{seed}", threads))
+            todo.append(Job(variant.name, seed, recipe, train, test, out / f"{slug(variant.name)}-{seed}", threads, probe))
     if jobs == 1:
         return [_told(run_job(job), note, place, len(todo)) for place, job in enumerate(todo, 1)]
     # A fresh interpreter each: forked PyTorch threads hang.
@@ -126,7 +129,11 @@ def run_job(job: Job) -> Outcome:
         return Outcome(**found)
     torch.set_num_threads(job.threads)
     try:
-        label = pretrain(job.train, job.recipe, job.folder, resume=folder.exists(), console=Console(quiet=True)).label
+        probe_train, probe_test = job.probe or (None, None)
+        label = pretrain(
+            job.train, job.recipe, job.folder, resume=folder.exists(), probe_train=probe_train, probe_test=probe_test,
+            console=Console(quiet=True),
+        ).label  # fmt: skip
         knn, linear = _probe(job, ["knn", "linear"])
         linear_4 = _probe(job, ["linear"], PAPER_LAYERS)[0] if job.recipe.model.encoder_shape[1] >= PAPER_LAYERS else None
     except ArithmeticError:

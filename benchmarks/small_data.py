@@ -1,0 +1,168 @@
+"""What makes I-JEPA learn on small data: one question at a time, same encoder, data, steps or minutes, and seeds.
+
+    python benchmarks/small_data.py regulariser --steps 800 --seeds 3 --jobs 2 --out runs/study
+    python benchmarks/small_data.py rivals --minutes 30 --seeds 3 --out runs/rivals
+
+Writes OUT/QUESTION/table.md (the tables of docs/small-data.md) beside a run folder for each row and seed, and prints one JSON
+line. Run again, it goes on where it stopped. Without --data it takes Fashion-MNIST in ../shared: 60,000 images, all labels
+for the probes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from openjepa.compare import Variant, compare, measure_baselines, slug, tabulate
+from openjepa.config import Recipe, changed_keys, load_recipe
+from openjepa.data.sources import name_held_out
+from openjepa.engine.precision import pick_device
+from openjepa.machine import describe_machine, describe_versions
+from openjepa.records import write_atomic
+
+FASHION = "fashion-mnist:../shared/data/fashion-mnist:train"
+LONG = 10_000.0  # epochs
+MULTIBLOCK = {
+    "mask.sampler": "multiblock", "mask.num_contexts": 1, "mask.context_scale": (0.85, 1.0), "mask.context_aspect": (1.0, 1.0),
+    "mask.num_targets": 4, "mask.target_scale": (0.15, 0.2),
+}  # fmt: skip
+SOLVED = {"mask.context_scale": (0.0625, 0.083), "mask.target_scale": (0.066, 0.099)}  # the seed's 25 % / 15 %
+NONE = {"method.regularizer": "none", "method.regularizer_weight": 0.0, "method.regularizer_on": "pooled"}
+
+
+def act(name: str, weight: float, place: str) -> dict[str, Any]:
+    """A regulariser's keys."""
+    return {"method.regularizer": name, "method.regularizer_weight": weight, "method.regularizer_on": place}
+
+
+# The first row of a question is the recipe as it is; every other row changes what it names and nothing else.
+AS_IS = Variant("as it is")
+QUESTIONS: dict[str, list[Variant]] = {
+    "regulariser": [
+        AS_IS,
+        Variant("none", NONE),
+        Variant("VICReg, pooled, 0.3", act("vicreg", 0.3, "pooled")),
+        Variant("VICReg, tokens, 0.1", act("vicreg", 0.1, "tokens")),
+        Variant("VICReg, tokens, 0.3", act("vicreg", 0.3, "tokens")),
+        Variant("VICReg, tokens, 1", act("vicreg", 1.0, "tokens")),
+        Variant("VICReg, predictions, 0.3", act("vicreg", 0.3, "predictions")),
+        Variant("SIGReg, pooled, 0.3", act("sigreg", 0.3, "pooled")),
+        Variant("SIGReg, tokens, 0.3", act("sigreg", 0.3, "tokens")),
+    ],
+    "targets": [
+        AS_IS,
+        Variant("not normalised", {"method.target_norm": "none"}),
+        Variant("standardised over the batch", {"method.target_norm": "batch"}),
+        Variant("the last layer alone", {"method.target_layers": 1}),
+        Variant("mean of the last 4 layers", {"method.target_layers": 4}),
+        Variant("target patches seen alone", {"method.target_input": "patches"}),
+    ],
+    "momentum": [
+        AS_IS,
+        *(
+            Variant(f"fixed {value}", {"momentum.schedule": "fixed", "momentum.start": value, "momentum.end": 1.0})
+            for value in (0.98, 0.99, 0.996, 0.9995)
+        ),
+        Variant("0.98 to 0.998", {"momentum.schedule": "linear", "momentum.start": 0.98, "momentum.end": 0.998}),
+        Variant("0.996 to 1", {"momentum.schedule": "linear", "momentum.start": 0.996, "momentum.end": 1.0}),
+    ],
+    "rate": [AS_IS, *(Variant(f"learning rate {rate:g}", {"optim.lr": rate}) for rate in (1e-3, 3e-3, 6e-3, 1e-2))],
+    "masks": [
+        AS_IS,
+        Variant("multi-block, full context (the paper)", MULTIBLOCK),
+        Variant("multi-block, cut context (the release)", MULTIBLOCK | {"mask.fidelity": "released"}),
+        Variant("multi-block, per block", MULTIBLOCK | {"method.predict": "per_block"}),
+        Variant("25 % / 15 %", SOLVED),
+    ],
+    "predictor": [
+        AS_IS,
+        Variant("1 deep", {"model.predictor_depth": 1}),
+        Variant("4 deep", {"model.predictor_depth": 4}),
+        Variant("half as wide", {"model.predictor_width": 24}),
+        Variant("twice as wide", {"model.predictor_width": 96}),
+    ],
+    "views": [
+        AS_IS,
+        Variant("as they are", {"data.augmentation": "none"}),
+        Variant("flips", {"data.augmentation": "minimal", "data.crop_scale": (0.999, 1.0)}),
+        Variant("crops of 0.3 to 1 and flips", {"data.augmentation": "minimal", "data.crop_scale": (0.3, 1.0)}),
+    ],
+}
+
+
+def lengthen(base: Recipe) -> Recipe:
+    """The recipe with more epochs than minutes can hold, and its warm-up the same share of them: minutes alone end the run."""
+    train = base.train.model_copy(update={"epochs": LONG})
+    optim = base.optim.model_copy(update={"warmup_epochs": base.optim.warmup_epochs * LONG / base.train.epochs})
+    return base.model_copy(update={"train": train, "optim": optim})
+
+
+def list_rivals(base: Recipe) -> list[Variant]:
+    """The recipe and its rivals: MAE, the paper's and the seed's, with the recipe's own encoder, predictor, images and batch.
+
+    Learning rates are the rivals' own and are not scaled down from their large batches, which would leave them standing still.
+    """
+    variants = [AS_IS]
+    for name, words in (
+        ("mae_demo", "MAE"),
+        ("paper_vit_base_16", "the paper's recipe"),
+        ("seed_vit_base_16", "the seed's recipe"),
+    ):
+        rival = load_recipe(name)
+        sections = ["mask", "method", "optim", "momentum"]
+        mixed = base.model_copy(update={section: getattr(rival, section) for section in sections})
+        share = rival.optim.warmup_epochs / rival.train.epochs
+        optim = mixed.optim.model_copy(update={"lr_batch_size": None, "warmup_epochs": share * base.train.epochs})
+        views = {} if name == "mae_demo" else {"augmentation": rival.data.augmentation, "crop_scale": rival.data.crop_scale,
+                                               "flip_probability": rival.data.flip_probability}  # fmt: skip
+        mixed = mixed.model_copy(update={"optim": optim, "data": mixed.data.model_copy(update=views)})
+        changes = {key: new for key, (_, new) in changed_keys(base, mixed).items()}
+        if name == "paper_vit_base_16":
+            changes["mask.fidelity"] = "released"
+        variants.append(Variant(words, changes))
+    return variants
+
+
+def main() -> None:
+    """Run one question and write its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("question", choices=[*QUESTIONS, "rivals"])
+    parser.add_argument("--recipe", default="demo")
+    parser.add_argument("--data", default=FASHION)
+    parser.add_argument("--test")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", help="names of rows; the first row is always run")
+    asked = parser.parse_args()
+    if (asked.steps is None) == (asked.minutes is None):
+        parser.error("a budget is either --steps or --minutes")
+    base = load_recipe(asked.recipe)
+    base = lengthen(base) if asked.minutes else base
+    rows = list_rivals(base) if asked.question == "rivals" else QUESTIONS[asked.question]
+    rows = [row for row in rows if not asked.only or row is AS_IS or row.name in asked.only]
+    budget = {"train.max_steps": asked.steps, "train.max_minutes": asked.minutes}
+    variants = [Variant(row.name, budget | row.changes) for row in rows]
+    out, test = asked.out / asked.question, asked.test or name_held_out(asked.data) or asked.data
+    outcomes = compare(
+        variants, base, asked.data, test, seeds=asked.seeds, out=out, jobs=asked.jobs,
+        note=lambda line: print(line, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    folder = out / f"{slug(AS_IS.name)}-0"
+    write_atomic(out / "table.md", tabulate([*outcomes, *measure_baselines(folder, asked.data, test, 0)], AS_IS.name) + "\n")
+    record = {
+        "benchmark": "small_data", "command": " ".join(["python", *sys.argv]), "question": asked.question, "recipe": base.name,
+        "outcomes": [asdict(outcome) for outcome in outcomes], "table": str(out / "table.md"),
+        "machine": describe_machine(pick_device(base.train.device)), "versions": describe_versions(),
+    }  # fmt: skip
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()
