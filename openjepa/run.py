@@ -16,7 +16,8 @@ from torch import Tensor
 
 from openjepa import health
 from openjepa.build import find_normalization, make_batches, make_method, make_trainer, measure_step, plan_steps
-from openjepa.config import Recipe, build_recipe, changed_keys, load_recipe
+from openjepa.choose import choose
+from openjepa.config import AUTO, Recipe, build_recipe, changed_keys, load_recipe, to_yaml
 from openjepa.data.skipped import SkippedFiles
 from openjepa.data.sources import ImageSource, open_source
 from openjepa.engine.checkpoint import find_latest, load_checkpoint, save_checkpoint
@@ -30,7 +31,7 @@ from openjepa.memory import find_batch_size, with_batch_size
 from openjepa.methods.cost import count_flops
 from openjepa.monitor import HealthMonitor, Probe
 from openjepa.nn.encoder import Encoder
-from openjepa.records import RunFolder, write_json
+from openjepa.records import RunFolder, write_atomic, write_json
 from openjepa.signals import Interrupted, SignalCatcher
 from openjepa.speed import describe_speed
 from openjepa.train import StepRecord
@@ -69,6 +70,7 @@ def start_run(recipe: Recipe, source: ImageSource, folder: RunFolder, initial: I
         "finished": None,
     }
     folder.create()
+    write_atomic(folder.recipe_yaml, to_yaml(recipe))
     write_json(folder.run_json, facts)
     return facts
 
@@ -90,6 +92,7 @@ def reopen_run(recipe: Recipe | None, source: ImageSource, folder: RunFolder, ac
     if changes.keys() & {"train.max_steps", "train.max_minutes", "train.epochs", "data.batch_size", "number of images"}:
         facts["total_steps"] = plan_steps(recipe, len(source), step_s)
     facts |= {"recipe": recipe.model_dump(mode="json"), "num_images": len(source), "data": source.spec, "finished": None}
+    write_atomic(folder.recipe_yaml, to_yaml(recipe))
     write_json(folder.run_json, facts)
     return facts
 
@@ -312,13 +315,15 @@ def pretrain(
 ) -> health.Verdict:
     """Pretrain on images and give the verdict; everything else is in the run folder `out`.
 
-    data: a folder, `sample:train`, or `fashion-mnist:FOLDER:train`. recipe: a Recipe, a shipped name or a YAML file; on resume
-    None takes the recorded one. init: a checkpoint or run whose weights a new run starts from. batch: auto replaces the recipe's
-    batch size by the largest that fits. probe_train and probe_test: labelled data for a 20-NN probe while training.
+    data: a folder, `sample:train`, or `fashion-mnist:FOLDER:train`. recipe: a Recipe, auto, a shipped name or a YAML file; on
+    resume None and auto take the recorded one. init: a checkpoint or run whose weights a new run starts from. batch: auto takes
+    the place of the recipe's batch size by the largest that fits. probe_train and probe_test: labelled data for a 20-NN probe while training.
     Raises ValueError (bad input), OSError (disk), ArithmeticError (ten non-finite steps in a row), Interrupted.
     """
     console = console or Console(stderr=True, soft_wrap=True)
     folder = RunFolder(out)
+    if recipe == AUTO:
+        recipe = None if resume else choose(data)[0]
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
     if (probe_train is None) != (probe_test is None):
         raise ValueError("a probe needs both --probe-train and --probe-test")
@@ -329,7 +334,7 @@ def pretrain(
     elif folder.exists():
         raise ValueError(f"{folder.path} already holds a run; add --resume to go on, or choose another --out")
     elif recipe is None:
-        raise ValueError("a new run needs --recipe NAME or FILE; `openjepa recipes` lists them")
+        raise ValueError("a new run needs --recipe auto, NAME or FILE; `openjepa recipes` lists them")
     asked = recipe or recorded
     check_masks(asked.mask, asked.grid)
     source = open_source(data, asked.data.channels)

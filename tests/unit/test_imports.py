@@ -33,6 +33,7 @@ GROUP_OF_MODULE = {
     "bench": "cli",
     "bridge": "run",
     "build": "run",
+    "choose": "run",
     "initial": "run",
     "journal": "run",
     "machine": "run",
