@@ -30,6 +30,7 @@ GROUP_OF_MODULE = {
     "doctor": "cli",
     "summarize": "cli",
     "apply": "run",
+    "beliefs": "cli",
     "bench": "cli",
     "bridge": "run",
     "build": "run",
