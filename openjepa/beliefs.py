@@ -30,10 +30,15 @@ SIMILARITIES = 2**24  # held at a time: 64 MB
 POOL_BATCH = 64
 
 
-def show_beliefs(trained: TrainedMethod, images: UInt8[Tensor, "batch channels height width"], pool: ImageSource) -> Beliefs:
-    """Images, one mask of the recipe's each, and the same images with the hidden blocks as the predictor believes them to be.
+def show_beliefs(
+    trained: TrainedMethod,
+    images: UInt8[Tensor, "batch channels height width"],
+    pool: ImageSource,
+    pool_idx: Int64[np.ndarray, " candidates"],
+) -> Beliefs:
+    """Images, a mask of the recipe's for each, and the same images with the hidden blocks as the predictor believes them to be.
 
-    pool: the images whose patches stand for predictions; they should not be among those shown.
+    pool and pool_idx: the images whose patches stand for predictions, or as many of them as MAX_POOL_PATCHES allows.
     """
     method, recipe = trained.method, trained.recipe
     masks = sample_masks(recipe.mask, recipe.grid, len(images), seed=recipe.train.seed, step=0)
@@ -44,7 +49,7 @@ def show_beliefs(trained: TrainedMethod, images: UInt8[Tensor, "batch channels h
         else:
             assert isinstance(method, IJEPA)
             predictions = method.predict(method.encode_context(pixels, masks), masks)[masks.target_mask]
-            tokens, patches = encode_pool(trained, pool)
+            tokens, patches = encode_pool(trained, pool, pool_idx)
             believed = patches[find_nearest(predictions.float(), tokens)]
     filled = fill_patches(images, masks, believed, recipe.model.patch_size)
     return Beliefs(
@@ -57,9 +62,9 @@ def show_beliefs(trained: TrainedMethod, images: UInt8[Tensor, "batch channels h
 
 
 def encode_pool(
-    trained: TrainedMethod, pool: ImageSource
+    trained: TrainedMethod, pool: ImageSource, pool_idx: Int64[np.ndarray, " candidates"]
 ) -> tuple[Float[Tensor, "patches dim"], UInt8[Tensor, "patches pixels"]]:
-    """Target tokens of patches of images spread evenly over a source, and the patches' pixels, which are patchify's.
+    """Target tokens of patches of images spread evenly over the candidates, and the patches' pixels, which are patchify's.
 
     Where a target encoder sees the whole image, every patch is taken; where it sees target patches alone, those of masks.
     """
@@ -67,7 +72,7 @@ def encode_pool(
     assert isinstance(method, IJEPA)
     num_patches = recipe.grid[0] * recipe.grid[1]
     num_images = max(min(MAX_POOL_IMAGES, MAX_POOL_PATCHES // num_patches), 1)
-    chosen_idx = np.unique(np.linspace(0, len(pool) - 1, num_images).astype(np.int64))
+    chosen_idx = pool_idx[np.unique(np.linspace(0, len(pool_idx) - 1, num_images).astype(np.int64))]
     tokens, patches = [], []
     for step, (images, _, _) in enumerate(evaluation_batches(pool, recipe.data.size, batch_size=POOL_BATCH, indices=chosen_idx)):
         if recipe.method.target_input == "image":

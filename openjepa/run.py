@@ -298,9 +298,7 @@ class Run:
         """How long a run must be for a verdict; so short a one is measured at every step."""
         needed, step_ms = health.MIN_MEASUREMENTS, self.facts["measured_step_ms"]
         minutes = f" ({needed * step_ms / 60_000 / (1 - RESERVED_FRAC):.2g} minutes here)" if step_ms else ""
-        return (
-            f"It has {self.total_steps} of the {needed} steps{minutes} that a verdict takes at the least: give it hundreds."
-        )
+        return f"It has {self.total_steps} of the {needed} steps{minutes} that a verdict takes at the least: give it hundreds."
 
     def _reopen_initial(self) -> InitialWeights:
         """The checkpoint that this run was started from; ValueError if it is no longer the same file."""
