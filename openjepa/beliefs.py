@@ -22,7 +22,7 @@ from openjepa.masks import Masks, sample_masks
 from openjepa.methods.ijepa import IJEPA
 from openjepa.methods.mae import MAE
 from openjepa.nn.encoder import gather_tokens, normalise, patchify
-from openjepa.report.pictures import Beliefs
+from openjepa.report.pictures import Beliefs, Flags, Pixels
 
 MAX_POOL_IMAGES = 2000
 MAX_POOL_PATCHES = 100_000  # 0.3 GB of tokens 768 wide
@@ -81,9 +81,9 @@ def encode_pool(
             masks = sample_masks(recipe.mask, recipe.grid, len(images), seed=recipe.train.seed, step=step + 1)
         with torch.inference_mode():
             tokens.append(method.encode_targets(_normalise(trained, images), masks)[masks.target_mask])
-        pixels = patchify(images.float(), recipe.model.patch_size).to(torch.uint8)
+        pixels = patchify(images.float(), recipe.model.patch_size)
         cut = gather_tokens(pixels, masks.target_idx.flatten(1)).unflatten(1, masks.target_idx.shape[1:])
-        patches.append(cut[masks.target_mask])
+        patches.append(cut[masks.target_mask].to(torch.uint8))
     return torch.cat(tokens), torch.cat(patches)
 
 
@@ -137,10 +137,12 @@ def _all_patches(num_images: int, num_patches: int) -> Masks:
     return Masks(every, lengths, every[:, None], lengths[:, None])
 
 
-def _mark(idx: Int64[Tensor, "batch entries"], grid: tuple[int, int]) -> np.ndarray:
-    marked = torch.zeros(len(idx), grid[0] * grid[1], dtype=torch.bool).scatter_(1, idx, True)
-    return marked.unflatten(1, grid).numpy()
+def _mark(idx: Int64[Tensor, "batch entries"], grid: tuple[int, int]) -> Flags:
+    """(B, h, w), True at each image's indices; padding repeats a real one and changes nothing."""
+    marked: Flags = torch.zeros(len(idx), grid[0] * grid[1], dtype=torch.bool).scatter_(1, idx, True).numpy()
+    return marked.reshape(-1, *grid)
 
 
-def _channels_last(images: Tensor) -> np.ndarray:
-    return images.permute(0, 2, 3, 1).numpy()
+def _channels_last(images: UInt8[Tensor, "batch channels height width"]) -> Pixels:
+    pixels: Pixels = images.permute(0, 2, 3, 1).numpy()
+    return pixels

@@ -168,9 +168,8 @@ def _show_beliefs(shown: Pictures) -> dict[str, Any]:
     for image, filled, context, target in zip(
         found.images, found.filled, found.context_mask, found.target_mask, strict=True
     ):  # fmt: skip
-        nowhere, everywhere = np.zeros_like(target), np.ones_like(target)
         drawn = (
-            pictures.draw_patches(image, everywhere, nowhere),
+            pictures.draw_patches(image, np.ones_like(target), target),
             pictures.draw_patches(image, context, target),
             pictures.draw_patches(filled, context | target, target),
         )

@@ -126,7 +126,7 @@ def _outline(picture: Pixels, inside: Flags, colour: tuple[int, int, int], cell:
 
 
 def draw_patches(image: Pixels, shown_mask: Flags, outlined_mask: Flags) -> Pixels:
-    """An image (H, W, C) as RGB with the patches (h, w) that are not shown in the colour of the unseen, and a line around others."""
+    """An image (H, W, C) as RGBA; patches (h, w) that are not shown are grey as unseen ones, and a line goes around some."""
     picture = as_rgb(image)
     picture = enlarge(picture, MAX_THUMBNAIL_PX) if max(picture.shape[:2]) < MAX_THUMBNAIL_PX else picture.copy()
     cell = len(picture) // len(shown_mask)
