@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
+from openjepa.build import make_method
 from openjepa.config import Recipe, build_recipe
 from openjepa.data.sources import ImageSource, open_source
 from openjepa.engine.checkpoint import find_latest, load_checkpoint
@@ -16,6 +17,7 @@ from openjepa.engine.precision import pick_device
 from openjepa.evals import PROTOCOLS
 from openjepa.evals.embed import write_features
 from openjepa.evals.features import Features, RawPixels, extract_features
+from openjepa.methods import Method
 from openjepa.nn.encoder import Encoder, VisionTransformer
 from openjepa.records import RunFolder
 
@@ -59,6 +61,31 @@ def find_checkpoint(run: str | Path) -> Path:
     if latest is None:
         raise ValueError(f"{path} has no checkpoint yet; train it further: openjepa pretrain DATA --out {path} --resume")
     return latest
+
+
+class TrainedMethod(NamedTuple):
+    """A whole method as a checkpoint holds it, its recipe, and the normalisation of its images in [0, 1]."""
+
+    method: Method
+    recipe: Recipe
+    mean: list[float]
+    std: list[float]
+
+
+def load_method(checkpoint: Path) -> TrainedMethod:
+    """Encoders and predictor of a checkpoint file, on the CPU, for evaluation. ValueError if one of them is not in it."""
+    tensors, info = load_checkpoint(checkpoint, prefix="method.")
+    recipe = _recipe_of(info)
+    with torch.device("meta"):
+        method = make_method(recipe)
+    if not any(name.startswith("method.predictor.") for name in tensors):
+        raise ValueError(f"{checkpoint.name} holds no predictor")
+    for name in method.encoders():
+        if not any(key.startswith(f"method.{name}_encoder.") for key in tensors):
+            raise ValueError(f"{checkpoint.name} holds no {name} encoder")
+    weights = {name.removeprefix("method."): value for name, value in tensors.items()}
+    method.load_state_dict(weights, strict=True, assign=True)
+    return TrainedMethod(method.eval(), recipe, info["mean"], info["std"])
 
 
 def load_candidate(run: str | Path, name: Candidate, device: str = "cpu", layers: int = 1) -> Encoder | RawPixels:
@@ -110,9 +137,7 @@ def evaluate_many(
     records: list[dict[str, Any]] = []
     for name in encoders:
         candidate = load_candidate(run, name, str(place), layers)
-        sources = [open_source(spec, candidate.channels) for spec in (train, test)]
-        for source in sources:
-            _require_labels(source)
+        sources = [open_labelled(spec, candidate.channels) for spec in (train, test)]
         features: list[Features] = [
             extract_features(candidate, source, device=str(place), label=f"{name}: {source.spec}") for source in sources
         ]
@@ -127,6 +152,14 @@ def evaluate_many(
                     f"{protocol}-{name}{'' if layers == 1 else f'-{layers}-layers'}-{_slug(train)}-{_slug(test)}", record
                 )
     return records
+
+
+def open_labelled(spec: str, channels: int) -> ImageSource:
+    """The data that a probe needs. ValueError, beyond open_source's, if it has no labels."""
+    source = open_source(spec, channels)
+    if source.labels is None:
+        raise ValueError(f"{spec} has no labels; put each class's images into a sub-folder of its own")
+    return source
 
 
 def embed(
@@ -150,11 +183,6 @@ def _make_vit(recipe: Recipe) -> VisionTransformer:
 
 def _recipe_of(info: dict[str, Any]) -> Recipe:
     return build_recipe(info["recipe"], where="the checkpoint's recipe")
-
-
-def _require_labels(source: ImageSource) -> None:
-    if source.labels is None:
-        raise ValueError(f"{source.spec} has no labels; put each class's images into a sub-folder of its own")
 
 
 def _slug(spec: str) -> str:

@@ -5,12 +5,14 @@ Mistakes of the user end in one line on stderr and exit status 2; an interrupted
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
@@ -18,17 +20,20 @@ from tyro.conf import Positional, arg
 from openjepa import config
 from openjepa.signals import Interrupted
 
+if TYPE_CHECKING:
+    from openjepa.choose import Choice
+
 DataSpec = Annotated[Positional[str], arg(metavar="DATA")]
 RunPath = Annotated[Positional[str], arg(metavar="RUN")]
 EncoderName = Literal["context", "target"]
 
 
-def make_pretrain(base: config.Recipe) -> Callable[..., None]:
-    """The pretrain command with a recipe's values as the defaults of its flags."""
+def make_pretrain(base: config.Recipe, choices: Sequence[Choice] = ()) -> Callable[..., None]:
+    """The pretrain command with a recipe's values as the defaults of its flags; choices say how recipe auto came by them."""
 
     def pretrain(
         images: DataSpec,
-        out: Path,
+        out: Path | None = None,
         recipe: str | None = None,
         init: Path | None = None,
         batch: Literal["auto"] | None = None,
@@ -50,8 +55,9 @@ def make_pretrain(base: config.Recipe) -> Callable[..., None]:
 
         Args:
             images: A folder of images (any nesting), sample:train, or fashion-mnist:FOLDER:train.
-            out: The run folder to write.
-            recipe: A shipped recipe's name or a YAML file; see `openjepa recipes`. A resumed run keeps its own.
+            out: The run folder to write; runs/ and the last part of DATA if not given.
+            recipe: auto, which chooses for the images and this machine, a shipped recipe's name or a YAML file; see
+                `openjepa recipes`. A resumed run keeps its own.
             init: A checkpoint or run folder whose weights the new run starts from; `openjepa import` makes one.
             batch: auto takes the largest batch that fits into memory, in place of data.batch-size.
             resume: Go on from the run folder's newest checkpoint.
@@ -76,12 +82,14 @@ def make_pretrain(base: config.Recipe) -> Callable[..., None]:
         }  # fmt: skip
         values = base.model_dump() | {name: section.model_dump() for name, section in sections.items()}
         resolved = config.build_recipe(values, where=f"recipe {base.name}")
+        _print_choices(choices, resolved)
+        folder = out or default_out(images)
         verdict = run_pretrain(
-            images, resolved, out, init=init, batch=batch, resume=resume, accept_changes=accept_changes,
+            images, resolved, folder, init=init, batch=batch, resume=resume, accept_changes=accept_changes,
             probe_train=probe_train, probe_test=probe_test,
         )  # fmt: skip
         print(f"{verdict.label}: {verdict.reason} {verdict.advice}")
-        print(f"Next: openjepa report {out}; openjepa embed {out} DATA --out features.parquet")
+        print(f"Next: openjepa report {folder}; openjepa embed {folder} DATA --out features.parquet")
 
     return pretrain
 
@@ -223,6 +231,7 @@ def recipes(name: Annotated[Positional[str | None], arg(metavar="NAME")] = None)
     if name is not None:
         print(config.to_yaml(config.load_recipe(name)), end="")
         return
+    print(f"{config.AUTO:24} Chosen for your images and this machine, with reasons: openjepa doctor DATA --recipe auto.")
     for shipped in config.list_recipes():
         print(f"{shipped:24} {config.load_recipe(shipped).description}")
 
@@ -232,11 +241,11 @@ def doctor(images: DataSpec, recipe: str = "demo") -> None:
 
     Args:
         images: A folder of images, sample:train, or fashion-mnist:FOLDER:train.
-        recipe: A shipped recipe's name or a YAML file.
+        recipe: auto, a shipped recipe's name or a YAML file.
     """
     from openjepa.doctor import examine
 
-    for line in examine(images, config.load_recipe(recipe)):
+    for line in examine(images, _choose_or_load(recipe, images)):
         print(line)
 
 
@@ -244,12 +253,12 @@ def bench(recipe: str = "demo", data: str = "sample:train") -> None:
     """Measure this machine: its peak, a recipe's step and loader, what holds them back, and how long the recipe would take.
 
     Args:
-        recipe: A shipped recipe's name or a YAML file.
+        recipe: auto, a shipped recipe's name or a YAML file.
         data: Images to measure with: a folder, sample:train, or fashion-mnist:FOLDER:train.
     """
     from openjepa.bench import measure_machine
 
-    for line in measure_machine(data, config.load_recipe(recipe)):
+    for line in measure_machine(data, _choose_or_load(recipe, data)):
         print(line, flush=True)
 
 
@@ -350,7 +359,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     try:
         commands: dict[str, Callable[..., Any]] = {
-            "pretrain": make_pretrain(_base_recipe(arguments)), "evaluate": evaluate, "embed": embed,
+            "pretrain": make_pretrain(*_base_recipe(arguments)), "evaluate": evaluate, "embed": embed,
             "import": import_weights, "export": export, "masks": masks, "report": report, "recipes": recipes,
             "doctor": doctor, "bench": bench, "pack": pack, "make-scenes": make_scenes, "ablate": ablate,
             "demo": demo,
@@ -381,21 +390,66 @@ def _named_only(command: Callable[..., Any]) -> Callable[[], None]:
     return stand_in
 
 
-def _base_recipe(arguments: list[str]) -> config.Recipe:
-    """The recipe whose values are pretrain's defaults: the one asked for, or the resumed run's own."""
-    if not arguments or arguments[0] != "pretrain":
-        return config.Recipe()
-    asked, out = _flag(arguments, "--recipe"), _flag(arguments, "--out")
-    if asked is not None:
-        return config.load_recipe(asked)
-    if "--help" in arguments or "-h" in arguments:
-        return config.Recipe()
-    if "--resume" in arguments and out is not None:
+def _base_recipe(arguments: list[str]) -> tuple[config.Recipe, Sequence[Choice]]:
+    """The recipe whose values are pretrain's defaults, asked for or a resumed run's own, and the choices that made it."""
+    if not arguments or arguments[0] != "pretrain" or _asks_help(arguments):
+        return config.Recipe(), ()
+    asked = _flag(arguments, "--recipe")
+    if "--resume" in arguments and asked in (None, config.AUTO):
         from openjepa.records import RunFolder
 
-        folder = RunFolder(out)
-        return config.build_recipe(folder.read_run()["recipe"], where=str(folder.run_json))
-    raise ValueError(f"a new run needs --recipe NAME or FILE; shipped: {', '.join(config.list_recipes())}")
+        folder = RunFolder(_flag(arguments, "--out") or default_out(_read_data(arguments)))
+        return config.build_recipe(folder.read_run()["recipe"], where=str(folder.run_json)), ()
+    if asked == config.AUTO:
+        from openjepa.choose import choose
+
+        return choose(_read_data(arguments), _flag(arguments, "--train.device") or "auto")
+    if asked is not None:
+        return config.load_recipe(asked), ()
+    shipped = ", ".join(config.list_recipes())
+    raise ValueError(f"a new run needs --recipe auto, which chooses for the images, or --recipe NAME or FILE; shipped: {shipped}")
+
+
+def _asks_help(arguments: list[str]) -> bool:
+    return "--help" in arguments or "-h" in arguments
+
+
+def _read_data(arguments: list[str]) -> str:
+    """DATA of a pretrain command: a first pass of its parser, whose answer does not depend on the flags' defaults."""
+    parser = make_pretrain(config.Recipe())
+
+    @functools.wraps(parser)
+    def read(images: str, *_: Any, **__: Any) -> str:
+        return images
+
+    return str(tyro.cli(read, prog="openjepa pretrain", args=arguments[1:]))
+
+
+def default_out(data: str) -> Path:
+    """The run folder of data that none is named for: runs/ and the folder's name, or the words of sample:train."""
+    path = Path(data).expanduser()
+    name = path.resolve().name if path.is_dir() else data
+    return Path("runs") / (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run")
+
+
+def _choose_or_load(recipe: str, data: str) -> config.Recipe:
+    """A recipe by name or file; auto is chosen for the data, and its choices are printed."""
+    if recipe != config.AUTO:
+        return config.load_recipe(recipe)
+    from openjepa.choose import choose
+
+    chosen, choices = choose(data)
+    _print_choices(choices, chosen)
+    return chosen
+
+
+def _print_choices(choices: Sequence[Choice], recipe: config.Recipe) -> None:
+    """The choices of recipe auto, a line each; a value that a flag has replaced is said to be."""
+    if choices:
+        from openjepa.choose import word_choices
+
+        print(recipe.description)
+        print("\n".join(word_choices(list(choices), recipe)), flush=True)
 
 
 def _flag(arguments: list[str], name: str) -> str | None:

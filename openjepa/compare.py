@@ -20,9 +20,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from openjepa.apply import Candidate, evaluate_many
+from openjepa.apply import Candidate, evaluate_many, open_labelled
 from openjepa.config import Recipe, build_recipe
-from openjepa.data.sources import open_source
 from openjepa.records import RunFolder, read_json, write_json
 from openjepa.run import pretrain
 
@@ -99,8 +98,7 @@ def compare(
     run. Raises ValueError if a change does not fit or the folder holds runs of other settings.
     """
     for spec in (train, test):
-        if open_source(spec, base.data.channels).labels is None:
-            raise ValueError(f"{spec} has no labels, which the probes need; put each class's images into a sub-folder of its own")
+        open_labelled(spec, base.data.channels)
     threads = max(len(os.sched_getaffinity(0)) // jobs, 1)
     todo = []
     for seed in range(seeds):

@@ -27,6 +27,9 @@ ENCODERS: dict[str, tuple[int, int, int, float]] = {
 }
 
 
+AUTO = "auto"  # in a recipe's place: choose.py makes one for the data and the machine
+
+
 class Section(BaseModel):
     """A group of recipe keys. Frozen; unknown keys, infinities and NaN are refused."""
 
@@ -386,6 +389,11 @@ def _read_values(name_or_file: str, seen: tuple[str, ...]) -> dict[str, Any]:
     """Values of a recipe over those of the recipe it extends."""
     if name_or_file in seen:
         raise ValueError(f"recipe {name_or_file} extends itself: {' > '.join((*seen, name_or_file))}")
+    if name_or_file == AUTO:
+        raise ValueError(
+            "recipe auto is chosen for the data: openjepa doctor DATA --recipe auto shows it, "
+            "openjepa pretrain DATA --recipe auto writes it to RUN/recipe.yaml"
+        )
     shipped = list_recipes()
     if name_or_file in shipped:
         text = (resources.files("openjepa") / "recipes" / f"{name_or_file}.yaml").read_text("utf-8")

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from openjepa.build import find_normalization, measure_step, plan_steps
 from openjepa.config import Recipe
+from openjepa.data.loader import evaluation_batches
 from openjepa.data.sources import DecodeError, ImageSource, open_source
+from openjepa.data.variety import check_number, find_problems
 from openjepa.engine.precision import pick_device
 from openjepa.masks import check_masks, measure_coverage
 from openjepa.memory import fit_memory, free_bytes, peak_bytes
@@ -24,7 +27,12 @@ def examine(data: str, recipe: Recipe) -> Iterator[str]:
     """Findings, line by line as they are made. ValueError if the data cannot be opened or the masks cannot be drawn."""
     source = open_source(data, recipe.data.channels)
     yield from describe_data(source)
+    check_number(len(source), source.spec)
     check_masks(recipe.mask, recipe.grid)
+    sample_idx = np.unique(np.linspace(0, len(source) - 1, recipe.health.num_images).astype(np.int64))
+    views = [images for images, _, _ in evaluation_batches(source, recipe.data.size, indices=sample_idx)]
+    for finding in find_problems(torch.cat(views), len(source)):
+        yield f"warning: {finding.words}"
     coverage = measure_coverage(recipe.mask, recipe.grid)
     height, width = recipe.data.size
     yield (

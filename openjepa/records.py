@@ -1,6 +1,7 @@
 """The run folder: where a run's files lie and what they hold. Standard library only, so that any tool can read it.
 
 RUN/run.json        resolved recipe, data, total steps, versions, git state, hardware, mean and std
+RUN/recipe.yaml     the resolved recipe, for `--recipe RUN/recipe.yaml`
 RUN/metrics.jsonl   one JSON object a line, each with "step"; rows of kind "train", "health" and "probe"
 RUN/verdict.json    the latest verdict on whether the run is learning
 RUN/skipped.txt     unreadable image files, one a line: path, tab, reason
@@ -59,6 +60,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.run_json = self.path / "run.json"
+        self.recipe_yaml = self.path / "recipe.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.verdict_json = self.path / "verdict.json"
         self.skipped = self.path / "skipped.txt"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +16,13 @@ from rich.console import Console
 from torch import Tensor
 
 from openjepa import health
-from openjepa.build import find_normalization, make_batches, make_method, make_trainer, measure_step, plan_steps
-from openjepa.config import Recipe, build_recipe, changed_keys, load_recipe
+from openjepa.apply import open_labelled
+from openjepa.build import RESERVED_FRAC, find_normalization, make_batches, make_method, make_trainer, measure_step, plan_steps
+from openjepa.choose import choose
+from openjepa.config import AUTO, Recipe, build_recipe, changed_keys, load_recipe, to_yaml
 from openjepa.data.skipped import SkippedFiles
 from openjepa.data.sources import ImageSource, open_source
+from openjepa.data.variety import check_number, find_problems
 from openjepa.engine.checkpoint import find_latest, load_checkpoint, save_checkpoint
 from openjepa.engine.optim import load_state_tensors, state_tensors
 from openjepa.engine.precision import choose_precision, measure_peak, pick_device
@@ -30,7 +34,7 @@ from openjepa.memory import find_batch_size, with_batch_size
 from openjepa.methods.cost import count_flops
 from openjepa.monitor import HealthMonitor, Probe
 from openjepa.nn.encoder import Encoder
-from openjepa.records import RunFolder, write_json
+from openjepa.records import RunFolder, read_json, write_atomic, write_json
 from openjepa.signals import Interrupted, SignalCatcher
 from openjepa.speed import describe_speed
 from openjepa.train import StepRecord
@@ -69,6 +73,7 @@ def start_run(recipe: Recipe, source: ImageSource, folder: RunFolder, initial: I
         "finished": None,
     }
     folder.create()
+    write_atomic(folder.recipe_yaml, to_yaml(recipe))
     write_json(folder.run_json, facts)
     return facts
 
@@ -90,6 +95,7 @@ def reopen_run(recipe: Recipe | None, source: ImageSource, folder: RunFolder, ac
     if changes.keys() & {"train.max_steps", "train.max_minutes", "train.epochs", "data.batch_size", "number of images"}:
         facts["total_steps"] = plan_steps(recipe, len(source), step_s)
     facts |= {"recipe": recipe.model_dump(mode="json"), "num_images": len(source), "data": source.spec, "finished": None}
+    write_atomic(folder.recipe_yaml, to_yaml(recipe))
     write_json(folder.run_json, facts)
     return facts
 
@@ -169,6 +175,8 @@ class Run:
         """Train to the last step and give the verdict. Raises Interrupted after SIGINT or SIGTERM, with the state saved."""
         recipe = self.recipe
         self.monitor = HealthMonitor(self.source, recipe.data.size, recipe.health.num_images)
+        self.findings = find_problems(torch.cat(self.monitor.batches), len(self.source))
+        self._warn()
         batches = make_batches(recipe, self.source, self.start_step, self.total_steps)
         with Journal(self.folder, self.start_step, self.total_steps, self.console) as self.journal, self.signals:
             if self.start_step == 0 and self.probe:
@@ -184,7 +192,9 @@ class Run:
             raise Interrupted(self.last_step + 1, self.signals.caught)
         self.facts["finished"] = _now()
         write_json(self.folder.run_json, self.facts)
-        return health.judge(self.folder.read_metrics("health"))
+        verdict = self._judge(self.folder.read_metrics("health"))
+        self._write_verdict(verdict)
+        return verdict
 
     def after_step(self, record: StepRecord) -> bool:
         """Log, measure, save; True if the run should stop here."""
@@ -258,12 +268,37 @@ class Run:
             "grad_norm": float(record.grad_norm),
             "skipped_in_a_row": record.skipped_in_a_row,
         }
-        verdict = health.judge([*self.folder.read_metrics("health"), row])
+        verdict = self._judge([*self.folder.read_metrics("health"), row])
         self.journal.write("health", row | {"label": verdict.label})
         self._write_verdict(verdict)
         for warning in health.warnings(row | {"grad_norm": 0.0}):  # the gradient's alarm is raised where it is logged
             self.journal.say(warning)
         self.journal.say(f"step {record.step}: {verdict.label}: {verdict.reason}")
+
+    def _warn(self) -> None:
+        """What keeps this run from being of use, before it has cost any time."""
+        lines = [f"{finding.words}." for finding in self.findings]
+        if self.total_steps < health.MIN_MEASUREMENTS:
+            lines.append(f"This run is too short for a verdict. {self._word_length()}")
+        for line in lines:
+            self.console.print(line[:1].upper() + line[1:], style="yellow", highlight=False, markup=False)
+
+    def _judge(self, rows: list[dict[str, Any]]) -> health.Verdict:
+        """The verdict on the run so far; it blames the images or the budget where those allow nothing else."""
+        verdict = health.judge(rows)
+        hopeless = next((finding.words for finding in self.findings if finding.is_hopeless), None)
+        if hopeless is not None and verdict.label != "diverging":
+            label = "collapsed" if verdict.label == "collapsed" else "not learning yet"
+            return replace(verdict, label=label, reason=f"{hopeless}.", advice="Train on more images, and on such that differ.")
+        if verdict.label == "too early" and self.total_steps < health.MIN_MEASUREMENTS:
+            return replace(verdict, advice=self._word_length())
+        return verdict
+
+    def _word_length(self) -> str:
+        """How long a run must be for a verdict; so short a one is measured at every step."""
+        needed, step_ms = health.MIN_MEASUREMENTS, self.facts["measured_step_ms"]
+        minutes = f" ({needed * step_ms / 60_000 / (1 - RESERVED_FRAC):.2g} minutes here)" if step_ms else ""
+        return f"It has {self.total_steps} of the {needed} steps{minutes} that a verdict takes at the least: give it hundreds."
 
     def _reopen_initial(self) -> InitialWeights:
         """The checkpoint that this run was started from; ValueError if it is no longer the same file."""
@@ -312,13 +347,15 @@ def pretrain(
 ) -> health.Verdict:
     """Pretrain on images and give the verdict; everything else is in the run folder `out`.
 
-    data: a folder, `sample:train`, or `fashion-mnist:FOLDER:train`. recipe: a Recipe, a shipped name or a YAML file; on resume
-    None takes the recorded one. init: a checkpoint or run whose weights a new run starts from. batch: auto replaces the recipe's
-    batch size by the largest that fits. probe_train and probe_test: labelled data for a 20-NN probe while training.
+    data: a folder, `sample:train`, or `fashion-mnist:FOLDER:train`. recipe: a Recipe, auto, a shipped name or a YAML file; on
+    resume None and auto take the recorded one. init: a checkpoint or run whose weights a new run starts from. batch: auto takes
+    the largest that fits in place of the recipe's. probe_train and probe_test: labelled data for a 20-NN probe while training.
     Raises ValueError (bad input), OSError (disk), ArithmeticError (ten non-finite steps in a row), Interrupted.
     """
     console = console or Console(stderr=True, soft_wrap=True)
     folder = RunFolder(out)
+    if recipe == AUTO:
+        recipe = None if resume else choose(data)[0]
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
     if (probe_train is None) != (probe_test is None):
         raise ValueError("a probe needs both --probe-train and --probe-test")
@@ -329,10 +366,12 @@ def pretrain(
     elif folder.exists():
         raise ValueError(f"{folder.path} already holds a run; add --resume to go on, or choose another --out")
     elif recipe is None:
-        raise ValueError("a new run needs --recipe NAME or FILE; `openjepa recipes` lists them")
+        raise ValueError("a new run needs --recipe auto, NAME or FILE; `openjepa recipes` lists them")
     asked = recipe or recorded
     check_masks(asked.mask, asked.grid)
     source = open_source(data, asked.data.channels)
+    check_number(len(source), source.spec)
+    labelled = [open_labelled(spec, asked.data.channels) for spec in (probe_train, probe_test) if spec]
     if batch == "auto":
         if resume:
             raise ValueError("a resumed run keeps its batch size: drop --batch auto")
@@ -341,8 +380,7 @@ def pretrain(
     initial = open_initial(init, asked) if init is not None else None
     facts = reopen_run(recipe, source, folder, accept_changes) if resume else start_run(asked, source, folder, initial)
     run = Run(asked, source, folder, facts, console)
-    if probe_train and probe_test:
-        labelled = [open_source(spec, asked.data.channels) for spec in (probe_train, probe_test)]
+    if labelled:
         run.probe = Probe(labelled[0], labelled[1], asked.data.size, asked.data.channels)
     if initial is not None:
         run.start_from(initial)
@@ -350,7 +388,7 @@ def pretrain(
         run.resume()
         if run.start_step >= run.total_steps:
             console.print(f"{folder.path} is already trained to its last step, {run.total_steps}.", highlight=False)
-            return health.judge(folder.read_metrics("health"))
+            return health.Verdict(**read_json(folder.verdict_json))
         if run.probe and (earlier := folder.read_metrics("probe")):
             run.probe.random_accuracy = earlier[0]["knn_random_encoder"]
     return run.train()

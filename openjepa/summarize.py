@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,19 @@ import torch
 from torch.nn import functional
 
 from openjepa import health
-from openjepa.apply import find_checkpoint, load_encoder
+from openjepa.apply import find_checkpoint, load_encoder, load_method
+from openjepa.beliefs import show_beliefs
 from openjepa.data.loader import evaluation_batches
 from openjepa.data.sources import ImageSource, name_held_out, open_source
 from openjepa.nn.encoder import Encoder
 from openjepa.records import RunFolder
 from openjepa.report.page import build_report
-from openjepa.report.pictures import Neighbours, Pictures
+from openjepa.report.pictures import Beliefs, Neighbours, Pictures
 
 Array = npt.NDArray[Any]
 
 NUM_MAPS = 8  # images with a map of their patch features
+NUM_BELIEFS = 9  # images of which hidden blocks are shown
 NUM_QUERIES = 6  # images whose neighbours are shown
 NUM_NEIGHBOURS = 8
 MAX_SEARCHED = 5000  # images among which neighbours are looked for
@@ -46,12 +49,30 @@ def _draw(folder: RunFolder, data: str, channels: int) -> Pictures | None:
     """Pictures of the encoder, or None where the run has no checkpoint yet or its data has moved away."""
     if not any(folder.checkpoints.glob("step-*.safetensors")):
         return None
-    encoder = load_encoder(find_checkpoint(folder.path))
+    checkpoint = find_checkpoint(folder.path)
+    encoder = load_encoder(checkpoint)
     try:
-        source = open_source(name_held_out(data) or data, channels)
+        pool, source = open_source(data, channels), open_source(name_held_out(data) or data, channels)
     except (ValueError, OSError):
         return None
-    return draw_pictures(encoder, source)
+    beliefs, problem = _draw_beliefs(checkpoint, source, pool)
+    return replace(draw_pictures(encoder, source), beliefs=beliefs, beliefs_problem=problem)
+
+
+def _draw_beliefs(checkpoint: Path, source: ImageSource, pool: ImageSource) -> tuple[Beliefs | None, str]:
+    """What the checkpoint's predictor believes of images of a source, or None and why not."""
+    try:
+        trained = load_method(checkpoint)
+    except ValueError as error:
+        return None, f"Nothing is known of what the predictor believes: {error}."
+    is_held_out = source.spec != pool.spec
+    num_shown = min(NUM_BELIEFS, len(source) if is_held_out else len(source) // 2)
+    wanted_idx = np.unique(np.linspace(0, len(source) - 1, num_shown).astype(np.int64))
+    images, _ = _load(source, trained.recipe.data.size, wanted_idx)
+    pool_idx = np.unique(np.linspace(0, len(pool) - 1, MAX_SEARCHED).astype(np.int64))
+    if not is_held_out:
+        pool_idx = np.setdiff1d(pool_idx, wanted_idx)  # no image stands for itself
+    return show_beliefs(trained, images, pool, pool_idx), ""
 
 
 def draw_pictures(encoder: Encoder, source: ImageSource) -> Pictures:

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import simplejpeg
@@ -107,6 +107,26 @@ class JpegFile:
             image.draft(None, (image.width // reduction, image.height // reduction))
             image.load()
             return _to_pixels(self.path, image, self.rotation, self.channels)
+
+
+class Header(NamedTuple):
+    """Of an image file: height and width as stored; 1 channel for grey, 3 for colour, or an array's own number."""
+
+    size: tuple[int, int]
+    channels: int
+
+
+def read_header(path: str) -> Header:
+    """Read a file's header and no pixels. Raises DecodeError if there is none that can be read."""
+    with _decode_errors(path):
+        if path.lower().endswith(".npy"):
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            if array.ndim not in (2, 3):
+                raise DecodeError(path, f"holds {array.dtype} {array.shape}, expected uint8 (height, width, channels)")
+            return Header((array.shape[0], array.shape[1]), array.shape[2] if array.ndim == 3 else 1)
+        with Image.open(path, formats=FORMATS) as image:
+            is_grey = image.mode in ("1", "L", "LA") or image.mode.startswith(("I", "F"))
+            return Header((image.height, image.width), 1 if is_grey else 3)
 
 
 def decode_image(path: str, channels: int) -> Pixels:

@@ -70,6 +70,14 @@ def is_pack(folder: Path) -> bool:
     return (folder / TABLE).is_file()
 
 
+def read_packed_channels(spec: str) -> int | None:
+    """Channels of the images in a pack; None if it is no pack or a damaged one, which open_pack then says."""
+    try:
+        return int(json.loads(pq.read_schema(Path(spec).expanduser() / TABLE).metadata[METADATA_KEY])["channels"])
+    except (ValueError, LookupError, TypeError, OSError, pa.ArrowException):
+        return None
+
+
 def open_pack(spec: str, channels: int) -> PackSource:
     """Open a pack's folder. ValueError with one line if it is damaged or cannot give so many channels."""
     folder = Path(spec).expanduser()

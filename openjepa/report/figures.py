@@ -18,9 +18,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from openjepa.records import Row
 from openjepa.report import svg
 from openjepa.report.tables import ProbeTable
+from openjepa.report.words import TONES
 
 SMOOTH_FRAC = 0.05  # share of a run that the smoothed loss averages over
 MAX_LABEL = 24  # letters; a longer name is cut in the chart and whole in the table
+PALE = {"too early", "collapsing"}  # labels drawn paler than the other one of their colour
+PALE_ALPHA = 0.4
+STRIP = (1.03, 1.09)  # bottom and top of the verdicts' strip, above an axis from 0 to 1
 LOWEST_EXPLAINED = -0.5  # an untrained predictor may be far below; the axis stops here so that the rest stays readable
 
 Values = npt.NDArray[np.float64]
@@ -48,6 +52,25 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A stretch of a run with one verdict: its label, its first measured step, and the first of the next stretch or the last."""
+
+    label: str
+    first_step: float
+    end_step: float
+
+    @property
+    def tone(self) -> str:
+        """good, bad or open, as the page colours the verdict."""
+        return TONES.get(self.label, "open")
+
+    @property
+    def is_pale(self) -> bool:
+        """Whether a stronger verdict shares the colour."""
+        return self.label in PALE
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a chart shows: (metric, its word in the key) per line, and how its axis runs."""
 
@@ -59,11 +82,13 @@ class Plan:
     is_log: bool = False
     bottom: float | None = None
     top: float | None = None
+    is_marked: bool = False
 
 
 HEALTH_PLANS = (
     Plan("rank", "Effective rank", (("effective_rank_pooled", "pooled"), ("effective_rank_patches", "patches")),
-         "How many directions the features use (RankMe). A fall towards 1 is collapse.", "collapsed below", bottom=0.0),
+         "How many directions the features use (RankMe). A fall towards 1 is collapse.", "collapsed below", bottom=0.0,
+         is_marked=True),
     Plan("explained", "Explained variance of the targets", (("explained_variance", "explained variance"),),
          "1 is a perfect prediction, 0 no better than the mean target.", "not learning yet below", top=1.0),
     Plan("cosine", "Cosine between images", (("image_cosine", "mean cosine"),),
@@ -71,7 +96,7 @@ HEALTH_PLANS = (
     Plan("std", "Feature standard deviation", (("feature_std", "standard deviation"),),
          "Spread of the pooled features over images, mean over their dimensions.", bottom=0.0),
     Plan("variance", "Feature variance", (("feature_variance", "variance"),),
-         "Mean variance of the pooled features over images.", "collapsing below", is_log=True),
+         "Mean variance of the pooled features over images.", "collapsing below", is_log=True, is_marked=True),
     Plan("drift", "Context-target drift", (("context_target_drift", "1 - cosine"),),
          "How far the context encoder has moved from its running average, the target encoder.", bottom=0.0),
 )  # fmt: skip
@@ -115,8 +140,17 @@ def draw_plans(plans: Sequence[Plan], rows: Sequence[Row], thresholds: Mapping[s
             line = _line(rows, metric, word, number)
             lines += [line] if line is not None else []
         if lines:
-            charts.append(_draw(plan, lines, thresholds.get(plan.metrics[0][0])))
+            marks = mark_verdicts(rows) if plan.is_marked else []
+            charts.append(_draw(plan, lines, thresholds.get(plan.metrics[0][0]), marks))
     return charts
+
+
+def mark_verdicts(rows: Sequence[Row]) -> list[Mark]:
+    """The stretches of equal labels among health rows, in order."""
+    labelled = [(float(row["step"]), str(row["label"])) for row in rows if "label" in row and "step" in row]
+    starts = [place for place in range(len(labelled)) if place == 0 or labelled[place][1] != labelled[place - 1][1]]
+    ends = [*(labelled[place][0] for place in starts[1:]), labelled[-1][0]] if labelled else []
+    return [Mark(labelled[place][1], labelled[place][0], end) for place, end in zip(starts, ends, strict=True)]
 
 
 def name_unmeasured(plans: Sequence[Plan], rows: Sequence[Row]) -> list[str]:
@@ -175,7 +209,7 @@ def _line(rows: Sequence[Row], metric: str, label: str, number: int = 1) -> Line
     return Line(label, np.array([step for step, _ in pairs], dtype=np.float64), values, number)
 
 
-def _draw(plan: Plan, lines: Sequence[Line], threshold: float | None) -> Chart:
+def _draw(plan: Plan, lines: Sequence[Line], threshold: float | None, marks: Sequence[Mark] = ()) -> Chart:
     figure, axes = svg.new_axes()
     for line in lines:
         padded = np.pad(np.isfinite(line.values), 1)
@@ -188,10 +222,12 @@ def _draw(plan: Plan, lines: Sequence[Line], threshold: float | None) -> Chart:
     if threshold is not None:
         axes.axhline(threshold, color=svg.ALARM, linewidth=1.0, linestyle=(0, (4, 3)))
         key.append(("alarm", f"{plan.threshold_words} {threshold:g}"))
+    key += _draw_marks(axes, marks, lines[0])
     gaps = sum(int(np.isnan(line.values).sum()) for line in lines if not line.is_faint)
     note = plan.note + (f" {gaps} value{'s are' if gaps > 1 else ' is'} missing or not finite." if gaps else "")
     if plan.name == "explained" and min(np.nanmin(line.values) for line in lines) < LOWEST_EXPLAINED:
         note += f" The axis stops at {LOWEST_EXPLAINED:g}."
+    note += " Above, the verdict; a dot where it changed." if len(marks) > 1 else ""
     label = f"{plan.title} over steps: " + ", ".join(f"{line.label} ends at {_last(line.values):.3g}" for line in lines)
     return Chart(plan.title, svg.to_svg(figure, plan.name, label), key if len(key) > 1 else [], note.strip())
 
@@ -219,6 +255,24 @@ def _set_range(axes: Axes, plan: Plan, lines: Sequence[Line], threshold: float |
         axes.set_ylim(low - (0.0 if low == plan.bottom else 0.05 * span), high + 0.05 * span)
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
         axes.yaxis.set_major_formatter(plain)
+
+
+def _draw_marks(axes: Axes, marks: Sequence[Mark], line: Line) -> list[tuple[str, str]]:
+    """A strip above the curve in the verdict's colours, and a point on the curve where it changed; gives what the key says.
+
+    A point takes the nearest value before it, if the one measured there is missing.
+    """
+    colours = {"good": svg.GOOD, "bad": svg.ALARM, "open": svg.MUTED}
+    key: dict[str, str] = {}
+    finite = np.isfinite(line.values)
+    for number, mark in enumerate(marks):
+        colour, alpha = colours[mark.tone], PALE_ALPHA if mark.is_pale else 1.0
+        axes.axvspan(mark.first_step, mark.end_step, *STRIP, color=colour, alpha=alpha, linewidth=0, clip_on=False)
+        known_idx = np.flatnonzero(finite & (line.steps <= mark.first_step))
+        if number > 0 and len(known_idx):
+            axes.plot(mark.first_step, line.values[known_idx[-1]], "o", color=colour, markersize=5.5, zorder=3)
+        key.setdefault(mark.label, f"mark {mark.tone}" + (" pale" if mark.is_pale else ""))
+    return [(css, label[:MAX_LABEL]) for label, css in key.items()]
 
 
 def _last(values: Values) -> float:

@@ -60,6 +60,7 @@ def build_report(run: RunFolder, shown: Pictures | None = None, thresholds: Mapp
         mask_problem=mask_problem,
         maps=_map_patches(shown),
         neighbours=_show_neighbours(shown),
+        beliefs=_show_beliefs(shown),
         encoder=shown.encoder,
         facts=tables.list_facts(facts, train_rows, len(skipped)),
         recipe=yaml.safe_dump(facts["recipe"], sort_keys=False, width=100) if "recipe" in facts else None,
@@ -156,6 +157,24 @@ def _map_patches(shown: Pictures) -> dict[str, Any]:
         small = pictures.thumbnail(image)
         pairs.append((pictures.to_data_uri(small), pictures.to_data_uri(pictures.enlarge(colour, len(small)))))
     return {"pairs": pairs, "problem": ""}
+
+
+def _show_beliefs(shown: Pictures) -> dict[str, Any]:
+    """Rows of an image, what the encoder saw of it, and what the predictor believes, or why there are none."""
+    found = shown.beliefs
+    if found is None:
+        return {"rows": [], "problem": shown.beliefs_problem or "No predictions were given to this report.", "is_drawn": False}
+    rows = []
+    for image, filled, context, target in zip(
+        found.images, found.filled, found.context_mask, found.target_mask, strict=True
+    ):  # fmt: skip
+        drawn = (
+            pictures.draw_patches(image, np.ones_like(target), target),
+            pictures.draw_patches(image, context, target),
+            pictures.draw_patches(filled, context | target, target),
+        )
+        rows.append([pictures.to_data_uri(picture) for picture in drawn])
+    return {"rows": rows, "problem": "", "is_drawn": found.is_drawn}
 
 
 def _show_neighbours(shown: Pictures) -> dict[str, Any]:

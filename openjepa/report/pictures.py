@@ -45,6 +45,21 @@ class Neighbours:
 
 
 @dataclass(frozen=True)
+class Beliefs:
+    """Images (n, H, W, C) and the same with their hidden blocks as a predictor believes them to be, uint8.
+
+    context_mask (n, h, w) is True where a patch is context, target_mask where it is in a hidden block. is_drawn: the predictor
+    drew those pixels itself; else they are the real patches nearest to its predictions.
+    """
+
+    images: Pixels
+    filled: Pixels
+    context_mask: Flags
+    target_mask: Flags
+    is_drawn: bool
+
+
+@dataclass(frozen=True)
 class Pictures:
     """What the report shows of the trained encoder; None where a picture could not be made.
 
@@ -55,6 +70,8 @@ class Pictures:
     pca_patches: Floats | None = None
     neighbours: Neighbours | None = None
     encoder: str = "context"
+    beliefs: Beliefs | None = None
+    beliefs_problem: str = ""
 
 
 def colour_masks(masks: Masks, grid: tuple[int, int], num_images: int) -> list[Pixels]:
@@ -106,6 +123,18 @@ def _outline(picture: Pixels, inside: Flags, colour: tuple[int, int, int], cell:
         ):
             if not is_inside:
                 edge[...] = dark
+
+
+def draw_patches(image: Pixels, shown_mask: Flags, outlined_mask: Flags) -> Pixels:
+    """An image (H, W, C) as RGBA; patches (h, w) that are not shown are grey as unseen ones, and a line goes around some."""
+    picture = as_rgb(image)
+    picture = enlarge(picture, MAX_THUMBNAIL_PX) if max(picture.shape[:2]) < MAX_THUMBNAIL_PX else picture.copy()
+    cell = len(picture) // len(shown_mask)
+    hidden = np.kron(~shown_mask, np.ones((cell, cell), dtype=bool))
+    picture[hidden] = UNSEEN
+    rgba = np.concatenate([picture, np.full((*picture.shape[:2], 1), 255, np.uint8)], axis=2)
+    _outline(rgba, outlined_mask, TARGETS[0], cell)
+    return rgba
 
 
 def colour_patches(patches: Floats) -> Pixels:

@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-INK, MUTED, GRID, ALARM = "#010203", "#010204", "#010205", "#010206"
+INK, MUTED, GRID, ALARM, GOOD = "#010203", "#010204", "#010205", "#010206", "#01020b"
 LINES = ("#010207", "#010208", "#010209", "#01020a")
-VARIABLES = {INK: "ink", MUTED: "muted", GRID: "rule", ALARM: "alarm"} | {
+VARIABLES = {INK: "ink", MUTED: "muted", GRID: "rule", ALARM: "alarm", GOOD: "good"} | {
     colour: f"line-{number}" for number, colour in enumerate(LINES, start=1)
 }
 CHART_INCHES = (3.7, 2.1)  # about the width of a phone at a font of 8.5 points

@@ -22,7 +22,8 @@ from openjepa.config import Recipe, build_recipe, changed_keys, list_recipes, lo
 PACKAGE = Path(config.__file__).parent
 SECTIONS = {name: field.annotation for name, field in Recipe.model_fields.items() if name not in {"name", "description"}}
 SHIPPED = ["demo", "paper_vit_base_16", "paper_vit_giant_16", "paper_vit_huge_14", "paper_vit_huge_16_448",
-           "paper_vit_large_16", "seed_vit_base_16", "mae_demo", "mae_vit_base_16"]  # fmt: skip
+           "paper_vit_large_16", "seed_vit_base_16", "mae_demo", "mae_vit_base_16",
+           "small_1k", "small_10k", "small_100k", "small_1m"]  # fmt: skip
 
 
 def write(folder: Path, name: str, text: str) -> Path:

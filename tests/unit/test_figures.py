@@ -305,3 +305,42 @@ def test_a_single_step_has_whole_steps_on_its_axis() -> None:
 @pytest.mark.parametrize(("value", "text"), [(0.0, "0"), (950.0, "950"), (1200.0, "1.2k"), (12e3, "12k"), (1.5e6, "1.5M")])
 def test_steps_are_short(value: float, text: str) -> None:
     assert svg.short_number(value) == text
+
+
+# --- the verdict's marks
+
+
+def health_rows(labels: list[str]) -> list[dict[str, object]]:
+    return [
+        {"step": 10 * number, "label": label, "effective_rank_pooled": 5.0 + number, "effective_rank_patches": 9.0}
+        for number, label in enumerate(labels)
+    ]
+
+
+def test_stretches_of_one_verdict_join_without_gap() -> None:
+    labels = ["too early", "too early", "healthy", "collapsing", "collapsing", "healthy"]
+    marks = figures.mark_verdicts(health_rows(labels))
+    assert [(mark.label, mark.first_step, mark.end_step) for mark in marks] == [
+        ("too early", 0, 20), ("healthy", 20, 30), ("collapsing", 30, 50), ("healthy", 50, 50),
+    ]  # fmt: skip
+    assert [mark.tone for mark in marks] == ["open", "good", "bad", "good"]
+    assert figures.mark_verdicts([]) == [] == figures.mark_verdicts([{"step": 3, "effective_rank_pooled": 2.0}])
+
+
+def test_marks_are_drawn_on_the_rank_in_the_page_s_colours_and_named_in_the_key() -> None:
+    rows = health_rows(["too early", "too early", "healthy", "collapsed"])
+    (rank,) = figures.draw_plans(figures.HEALTH_PLANS[:1], rows, {})
+    (plain,) = figures.draw_plans(figures.HEALTH_PLANS[:1], health_rows(["healthy"] * 4), {})
+    assert rank.key[2:] == [("mark open pale", "too early"), ("mark good", "healthy"), ("mark bad", "collapsed")]
+    assert "a dot where it changed" in rank.note and "dot" not in plain.note
+    assert "var(--good)" in rank.svg and "var(--alarm)" in rank.svg
+    assert "var(--alarm)" not in plain.svg
+    dots = [chart.svg.count("<use ") for chart in (rank, plain)]  # besides ticks, which both have alike
+    assert dots[0] - dots[1] == 2  # two changes
+
+
+def test_a_change_at_a_missing_value_is_a_dot_at_the_one_before() -> None:
+    rows = health_rows(["healthy", "healthy", "collapsed", "collapsed"])
+    rows[2]["effective_rank_pooled"] = float("nan")
+    (chart,) = figures.draw_plans(figures.HEALTH_PLANS[:1], rows, {})
+    assert ("mark bad", "collapsed") in chart.key

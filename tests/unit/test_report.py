@@ -18,7 +18,7 @@ from openjepa.config import Data, Mask, Model, Recipe
 from openjepa.records import RunFolder, write_json
 from openjepa.report import tables, words
 from openjepa.report.page import build_report
-from openjepa.report.pictures import Neighbours, Pictures
+from openjepa.report.pictures import UNSEEN, Beliefs, Neighbours, Pictures
 
 VOID = {"meta", "link", "img", "br"}
 HOSTILE = "<script>alert('x')</script><img src=http://evil/x onerror=alert(1)>&amp;\"'\u202e${7*7}{{ 7*7 }}"
@@ -121,7 +121,12 @@ def make_pictures() -> Pictures:
     matches = np.arange(16).reshape(2, 8) % 3 > 0
     others = generator.integers(0, 256, (2, 8, 28, 28, 1), dtype=np.uint8)
     found = Neighbours(images, others, matches, np.linspace(0.99, 0.8, 16).reshape(2, 8))
-    return Pictures(images, generator.standard_normal((2, 16))[is_object], found)
+    context, target = np.zeros((2, 2, 7, 7), dtype=bool)
+    context[:, :, :4], target[:, 2:5, 5:] = True, True
+    hidden = target.repeat(4, axis=1).repeat(4, axis=2)[..., None]
+    filled = np.where(hidden, generator.integers(0, 256, images.shape, dtype=np.uint8), images)
+    believed = Beliefs(images, filled, context, target, is_drawn=False)
+    return Pictures(images, generator.standard_normal((2, 16))[is_object], found, beliefs=believed)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +165,7 @@ def test_every_inner_link_and_reference_has_its_place_once(page: Page) -> None:
 
 def test_sections_come_in_order(page: Page) -> None:
     assert [own["id"] for tag, own in page.elements if tag == "h2"] == [
-        "probes", "look", "curves", "masks", "maps", "neighbours", "facts",
+        "probes", "look", "curves", "masks", "beliefs", "maps", "neighbours", "facts",
     ]  # fmt: skip
     assert page.words("h1").strip() == "Healthy"
     assert "It learns. (Step 150.) Advice. Go on." in page.words("header")
@@ -233,6 +238,25 @@ def test_neighbours_stand_beside_their_query_in_the_right_frames(page: Page) -> 
     assert int(red[1:3], 16) > int(red[3:5], 16)
 
 
+def test_beliefs_stand_beside_what_was_seen_and_only_blocks_are_filled(page: Page) -> None:
+    made = make_pictures().beliefs
+    assert made is not None
+    shown, seen, believed = (page.pictures(word) for word in ("shown", "seen", "believed"))
+    assert len(shown) == len(seen) == len(believed) == 2
+    times = len(shown[0]) // 28
+    middle = slice(times // 2, None, times)  # of each pixel: lines around blocks lie on their edges
+    for number in range(2):
+        context = made.context_mask[number].repeat(4, axis=0).repeat(4, axis=1)
+        block = made.target_mask[number].repeat(4, axis=0).repeat(4, axis=1)
+        small_seen, small_believed = seen[number][middle, middle], believed[number][middle, middle]
+        assert (small_seen[context] == made.images[number][context]).all()
+        assert (small_seen[block] == UNSEEN).all()
+        assert (small_believed[context] == made.images[number][context]).all()
+        assert (small_believed[block] == made.filled[number][block]).all()
+        assert (small_believed[~context & ~block] == UNSEEN).all()
+    assert "real patch of any other image" in page.words()
+
+
 def test_run_facts_are_complete(page: Page) -> None:
     facts = page.words("dl")
     for words_ in ("sample:train, 10,000 images", "200 planned, last logged step 198", "5.5 minutes", "500 images/s",
@@ -262,7 +286,8 @@ def test_an_empty_run_says_what_is_missing(tmp_path: Path) -> None:
     assert page.words("h1").strip() == "No verdict yet"
     for words_ in ("Health has not been measured yet", "No evaluation yet", "openjepa evaluate",
                    "No training step has been logged yet",
-                   "Not measured yet", "no recipe", "No patch features", "No neighbours", "Nothing has been measured yet",
+                   "Not measured yet", "no recipe", "No patch features", "No neighbours", "No predictions",
+                   "Nothing has been measured yet",
                    "not recorded"):  # fmt: skip
         assert words_ in seen
     assert page.find("figure") == page.find("img") == page.find("table") == []
