@@ -50,7 +50,7 @@ def make_trainer(recipe: Recipe, mean: list[float], std: list[float], total_step
     method = make_method(recipe).to(device)
     return Trainer(
         method=method,
-        optimizer=make_optimizer(method, recipe.model.encoder_shape[1], recipe.optim, fused=precision != "fp32"),
+        optimizer=make_optimizer(method, recipe.model.encoder_shape[1], recipe.optim, fused=device.type == "cuda" or precision != "fp32"),
         scaler=make_scaler(device, precision),
         schedules=make_schedules(recipe, total_steps),
         device=device,
@@ -60,6 +60,7 @@ def make_trainer(recipe: Recipe, mean: list[float], std: list[float], total_step
         seed=recipe.train.seed,
         accumulation_steps=recipe.train.accumulation_steps,
         clip_grad_norm=recipe.optim.clip_grad_norm,
+        log_every_steps=recipe.train.log_every_steps,
     )
 
 

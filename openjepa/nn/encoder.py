@@ -18,9 +18,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 from timm.models import vision_transformer as timm_vit
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from openjepa.nn.positions import resize_positions, sine_cosine_positions
+from openjepa.nn.recompute import Checkpointing, call_layer
 from openjepa.nn.unpadded import run_unpadded
 
 # On a CPU, explicit products with softmax beat the fused kernel up to this many tokens (benchmarks/attention.py).
@@ -38,7 +38,7 @@ def run_layers(
     layers: Iterable[Any],
     tokens: Float[Tensor, "batch tokens width"],
     token_mask: Bool[Tensor, "batch tokens"] | None,
-    checkpointing: bool = False,
+    checkpointing: Checkpointing = "none",
     first: int = 0,
 ) -> Float[Tensor, "batch wanted width"]:
     """Apply the layers and give the tokens from place `first` on.
@@ -52,10 +52,7 @@ def run_layers(
     fused = tokens.device.type != "cpu" or tokens.shape[1] > EXPLICIT_ATTENTION_TOKENS
     for layer in layers:
         layer.attn.fused_attn = fused
-        if checkpointing and torch.is_grad_enabled():
-            tokens = checkpoint(layer, tokens, key_mask, use_reentrant=False)
-        else:
-            tokens = layer(tokens, key_mask)
+        tokens = call_layer(checkpointing, layer, tokens, key_mask)
     return tokens[:, first:]
 
 
@@ -103,7 +100,7 @@ class VisionTransformer(timm_vit.VisionTransformer):
         shape: tuple[int, int, int, float],
         *,
         residual_rescale: bool = False,
-        checkpointing: bool = False,
+        checkpointing: Checkpointing = "none",
     ) -> None:
         """size: height and width in pixels, multiples of patch_size; shape: width, depth, heads, MLP ratio."""
         width, depth, heads, mlp_ratio = shape
