@@ -176,18 +176,17 @@ class Train(Section):
     accumulation_steps: int = Field(default=1, ge=1)
     """Parts in which a batch goes through the model, to save memory."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """What the backward pass computes again to save memory: selective, all but matrix products; full, each layer, a third more time."""
+    """What the backward pass computes again to save memory: selective, all but matrix products; full, whole layers."""
     compile: bool = False
     """torch.compile of the transformer layers, for GPUs; masks are padded to few shapes."""
     fp8: bool = False
-    """Linear maps of the transformer layers in fp8, for GPUs that have it and wide encoders; needs `pip install openjepa[fp8]`."""
+    """Linear maps of the transformer layers in fp8, for wide encoders on GPUs that have it; `pip install openjepa[fp8]`."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     seed: int = Field(default=0, ge=0)
     """Everything random is a function of (seed, step, rank)."""
     log_every_steps: int = Field(default=10, ge=1)
     """A line in metrics.jsonl every so many steps."""
-
 
     @field_validator("activation_checkpointing", mode="before")
     @classmethod

@@ -61,7 +61,8 @@ def find_batch_size(recipe: Recipe, num_images: int) -> int:
     if batch_size < parts:
         raise ValueError(
             f"--batch auto: {parts} images of recipe {recipe.name} need {line.predict(parts) / 2**30:.1f} GB, "
-            f"{usable / 2**30:.1f} GB can be used; take a smaller model.encoder, or train.activation_checkpointing selective or full"
+            f"{usable / 2**30:.1f} GB can be used; take a smaller model.encoder, or "
+            "turn on train.activation_checkpointing"
         )
     return batch_size
 

@@ -21,6 +21,7 @@ from openjepa.data.loader import Batch
 from openjepa.data.skipped import SkippedFiles
 from openjepa.data.sources import ImageSource, open_source
 from openjepa.engine.checkpoint import find_latest, load_checkpoint, save_checkpoint
+from openjepa.engine.fp8 import require_fp8
 from openjepa.engine.optim import load_state_tensors, state_tensors
 from openjepa.engine.precision import choose_precision, measure_peak, pick_device
 from openjepa.initial import InitialWeights, open_initial
@@ -51,6 +52,8 @@ def start_run(recipe: Recipe, source: ImageSource, folder: RunFolder, initial: I
         method = make_method(recipe)
     parts = {"encoder": method.context_encoder, "predictor": method.predictor}
     device = pick_device(recipe.train.device)
+    if recipe.train.fp8:
+        require_fp8(device)
     facts = {
         "name": recipe.name,
         "data": source.spec,

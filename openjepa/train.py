@@ -118,8 +118,9 @@ class Trainer:
         skipped = self.find_skipped(leave=1 if self.device.type == "cuda" else 0)
         decay = max(float(group["weight_decay"]) for group in self.optimizer.param_groups)
         return StepRecord(
-            step, metrics, grad_norm, lr, decay, momentum, batch, skipped, self.skipped_in_a_row, self.num_skipped, data_wait_s, 0.0
-        )
+            step, metrics, grad_norm, lr, decay, momentum, batch,
+            skipped, self.skipped_in_a_row, self.num_skipped, data_wait_s, step_s=0.0,
+        )  # fmt: skip
 
     def accumulate_gradients(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of the batch's mean loss, part by part, and its metrics.

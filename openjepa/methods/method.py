@@ -34,7 +34,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def update_target(self, momentum: float | Float64[Tensor, ""]) -> None:
-        """After every optimizer step: move the target encoder, if there is one."""
+        """After every optimizer step: move the target encoder, if there is one. Momentum 1 leaves it as it is."""
 
     @abstractmethod
     def encoders(self) -> dict[str, VisionTransformer]:

@@ -25,6 +25,7 @@ from openjepa.nn.unpadded import run_unpadded
 
 # On a CPU, explicit products with softmax beat the fused kernel up to this many tokens (benchmarks/attention.py).
 EXPLICIT_ATTENTION_TOKENS = 256
+MAX_SHAPES = 64  # that layers are compiled for; PyTorch's 8 is fewer than masks have, and beyond them layers run as they are
 
 
 def make_layers(width: int, depth: int, heads: int, mlp_ratio: float) -> nn.Sequential:
@@ -32,6 +33,17 @@ def make_layers(width: int, depth: int, heads: int, mlp_ratio: float) -> nn.Sequ
     norm: Any = partial(nn.LayerNorm, eps=1e-6)
     layers = (timm_vit.Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth))
     return nn.Sequential(*layers)
+
+
+def compile_layers(layers: nn.Sequential, backend: str = "inductor") -> None:
+    """torch.compile every layer for itself, for the shapes that it meets; names of weights stay as they are.
+
+    All layers of a kind share what is compiled, so that depth costs no compile time.
+    """
+    torch._dynamo.config.recompile_limit = MAX_SHAPES
+    for layer in layers:
+        layer.compile(dynamic=False, backend=backend)
+    layers.compiled = True  # type: ignore[assignment]  # read by run_layers
 
 
 def run_layers(
@@ -44,9 +56,9 @@ def run_layers(
     """Apply the layers and give the tokens from place `first` on.
 
     token_mask is True at real tokens; nothing attends to the others. None: all are real. A CPU in reduced precision
-    computes real tokens alone (unpadded.py).
+    computes real tokens alone (unpadded.py), unless the layers are compiled, which wants few shapes.
     """
-    if tokens.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+    if tokens.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not getattr(layers, "compiled", False):
         return run_unpadded(layers, tokens, token_mask, first, checkpointing)
     key_mask = None if token_mask is None else token_mask[:, None, None, :]
     fused = tokens.device.type != "cpu" or tokens.shape[1] > EXPLICIT_ATTENTION_TOKENS

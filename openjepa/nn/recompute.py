@@ -32,9 +32,10 @@ def call_layer(checkpointing: Checkpointing, layer: Callable[..., Tensor], *argu
     """What the layer gives; without gradients nothing is kept anyhow."""
     if checkpointing == "none" or not torch.is_grad_enabled():
         return layer(*arguments)
-    contexts = {"context_fn": partial(create_selective_checkpoint_contexts, _choose)} if checkpointing == "selective" else {}
-    answer: Tensor = checkpoint(layer, *arguments, use_reentrant=False, **contexts)
-    return answer
+    if checkpointing == "selective":
+        contexts = partial(create_selective_checkpoint_contexts, _choose)
+        return checkpoint(layer, *arguments, use_reentrant=False, context_fn=contexts)
+    return checkpoint(layer, *arguments, use_reentrant=False)
 
 
 def _choose(_context: Any, operation: Any, *_arguments: Any, **_named: Any) -> CheckpointPolicy:
