@@ -52,8 +52,6 @@ def start_run(recipe: Recipe, source: ImageSource, folder: RunFolder, initial: I
         method = make_method(recipe)
     parts = {"encoder": method.context_encoder, "predictor": method.predictor}
     device = pick_device(recipe.train.device)
-    if recipe.train.fp8:
-        require_fp8(device)
     facts = {
         "name": recipe.name,
         "data": source.spec,
@@ -337,6 +335,8 @@ def pretrain(
         raise ValueError("a new run needs --recipe NAME or FILE; `openjepa recipes` lists them")
     asked = recipe or recorded
     check_masks(asked.mask, asked.grid)
+    if asked.train.fp8:
+        require_fp8(pick_device(asked.train.device))
     source = open_source(data, asked.data.channels)
     if batch == "auto":
         if resume:

@@ -94,5 +94,6 @@ def load_state_tensors(method: nn.Module, optimizer: AdamW, tensors: dict[str, t
         kind, _, name = key.partition(".")
         if name not in weights or (weights[name].shape != value.shape and kind != "step"):
             raise ValueError(f"the checkpoint's optimizer state {key} fits no weight of this model")
-        moved = value if kind == "step" else value.to(weights[name].device)
+        stays = kind == "step" and not optimizer.defaults["fused"]  # which counts where the weights are, the others on the CPU
+        moved = value if stays else value.to(weights[name].device)
         optimizer.state[weights[name]][kind] = moved

@@ -36,14 +36,12 @@ def make_layers(width: int, depth: int, heads: int, mlp_ratio: float) -> nn.Sequ
 
 
 def compile_layers(layers: nn.Sequential, backend: str = "inductor") -> None:
-    """torch.compile every layer for itself, for the shapes that it meets; names of weights stay as they are.
+    """torch.compile each layer, activation checkpointing included, for the shapes that it meets.
 
-    All layers of a kind share what is compiled, so that depth costs no compile time.
+    All layers of a kind share what is compiled, so that depth costs no compile time. Names of weights stay as they are.
     """
     torch._dynamo.config.recompile_limit = MAX_SHAPES
-    for layer in layers:
-        layer.compile(dynamic=False, backend=backend)
-    layers.compiled = True  # type: ignore[assignment]  # read by run_layers
+    layers.compiled_call = torch.compile(call_layer, dynamic=False, backend=backend)  # type: ignore[assignment]
 
 
 def run_layers(
@@ -58,13 +56,14 @@ def run_layers(
     token_mask is True at real tokens; nothing attends to the others. None: all are real. A CPU in reduced precision
     computes real tokens alone (unpadded.py), unless the layers are compiled, which wants few shapes.
     """
-    if tokens.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not getattr(layers, "compiled", False):
+    call = getattr(layers, "compiled_call", None)
+    if tokens.device.type == "cpu" and torch.is_autocast_enabled("cpu") and call is None:
         return run_unpadded(layers, tokens, token_mask, first, checkpointing)
     key_mask = None if token_mask is None else token_mask[:, None, None, :]
     fused = tokens.device.type != "cpu" or tokens.shape[1] > EXPLICIT_ATTENTION_TOKENS
     for layer in layers:
         layer.attn.fused_attn = fused
-        tokens = call_layer(checkpointing, layer, tokens, key_mask)
+        tokens = (call or call_layer)(checkpointing, layer, tokens, key_mask)
     return tokens[:, first:]
 
 
