@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from openjepa.config import Recipe
 from openjepa.data.loader import Batch, training_batches
 from openjepa.data.sources import ImageSource
 from openjepa.data.views import IMAGENET_MEAN, IMAGENET_STD, measure_normalization
+from openjepa.engine.fp8 import convert_to_fp8, require_fp8
 from openjepa.engine.optim import make_optimizer
 from openjepa.engine.precision import Precision, choose_precision, make_scaler, pick_device
 from openjepa.engine.schedule import target_momentum, warmup_cosine
 from openjepa.methods import METHODS, Method
+from openjepa.nn.encoder import compile_layers
 from openjepa.train import Schedules, StepRecord, Trainer
 
 NORMALIZATION_IMAGES = 2000  # enough for a mean to two digits
 MEASURED_STEPS = 30  # steps timed for train.max_minutes, at most
 WARMUP_STEPS = 3  # steps before the timing starts: caches, thread pools, data workers
+PAD_MULTIPLE = 16  # tokens; compiled layers then meet about ten shapes in a run (docs/performance.md)
 RESERVED_FRAC = 0.03  # share of max_minutes kept for health measurements and checkpoints
 
 
@@ -48,9 +52,17 @@ def make_trainer(recipe: Recipe, mean: list[float], std: list[float], total_step
     device = pick_device(recipe.train.device)
     torch.manual_seed(recipe.train.seed)
     method = make_method(recipe).to(device)
+    if recipe.train.fp8:
+        require_fp8(device)
+        for layers in list_layers(method):
+            convert_to_fp8(layers)
+    if recipe.train.compile:
+        for layers in list_layers(method):
+            compile_layers(layers)
+    fused = device.type == "cuda" or precision != "fp32"
     return Trainer(
         method=method,
-        optimizer=make_optimizer(method, recipe.model.encoder_shape[1], recipe.optim, fused=precision != "fp32"),
+        optimizer=make_optimizer(method, recipe.model.encoder_shape[1], recipe.optim, fused=fused),
         scaler=make_scaler(device, precision),
         schedules=make_schedules(recipe, total_steps),
         device=device,
@@ -60,7 +72,15 @@ def make_trainer(recipe: Recipe, mean: list[float], std: list[float], total_step
         seed=recipe.train.seed,
         accumulation_steps=recipe.train.accumulation_steps,
         clip_grad_norm=recipe.optim.clip_grad_norm,
+        log_every_steps=recipe.train.log_every_steps,
+        pad_multiple=PAD_MULTIPLE if recipe.train.compile else 1,
     )
+
+
+def list_layers(method: Method) -> list[nn.Sequential]:
+    """The transformer layers of a method's encoders and predictor, where nearly all of a step's time goes."""
+    parts: list[Any] = [*method.encoders().values(), method.predictor]
+    return [part.blocks for part in parts]
 
 
 def find_normalization(recipe: Recipe, source: ImageSource) -> tuple[list[float], list[float]]:

@@ -184,14 +184,24 @@ class Train(Section):
     """Arithmetic of the forward and backward passes; weights stay float32. A CPU that emulates bf16 or fp16 takes fp32."""
     accumulation_steps: int = Field(default=1, ge=1)
     """Parts in which a batch goes through the model, to save memory."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more time."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again to save memory: selective, all but matrix products; full, whole layers."""
+    compile: bool = False
+    """torch.compile of the transformer layers, for GPUs; masks are padded to few shapes."""
+    fp8: bool = False
+    """Linear maps of the transformer layers in fp8, for wide encoders on GPUs that have it; `pip install openjepa[fp8]`."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     seed: int = Field(default=0, ge=0)
     """Everything random is a function of (seed, step, rank)."""
     log_every_steps: int = Field(default=10, ge=1)
     """A line in metrics.jsonl every so many steps."""
+
+    @field_validator("activation_checkpointing", mode="before")
+    @classmethod
+    def _read_yes_and_no(cls, value: Any) -> Any:
+        """The key was a switch: recipes and runs of that time say true or false."""
+        return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
 
 
 class Checkpoint(Section):

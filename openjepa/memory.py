@@ -61,7 +61,8 @@ def find_batch_size(recipe: Recipe, num_images: int) -> int:
     if batch_size < parts:
         raise ValueError(
             f"--batch auto: {parts} images of recipe {recipe.name} need {line.predict(parts) / 2**30:.1f} GB, "
-            f"{usable / 2**30:.1f} GB can be used; take a smaller model.encoder, or turn on train.activation_checkpointing"
+            f"{usable / 2**30:.1f} GB can be used; take a smaller model.encoder, or "
+            "turn on train.activation_checkpointing"
         )
     return batch_size
 
@@ -90,9 +91,8 @@ def heaviest_batch(recipe: Recipe) -> Batch:
             most, heaviest = int(tokens.max()), drawn.split(DRAWN_IMAGES)[int(tokens.argmax())]
     assert heaviest is not None
     size = recipe.data.batch_size
-    masks = Masks(*(tensor.repeat_interleave(size, dim=0) for tensor in vars(heaviest).values()))
     images = torch.zeros(size, recipe.data.channels, *recipe.data.size, dtype=torch.uint8)
-    return Batch(0, images, masks, torch.zeros(size, dtype=torch.int64))
+    return Batch(0, images, heaviest.repeat(size), torch.zeros(size, dtype=torch.int64))
 
 
 def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:

@@ -20,10 +20,12 @@ from openjepa.apply import open_labelled
 from openjepa.build import RESERVED_FRAC, find_normalization, make_batches, make_method, make_trainer, measure_step, plan_steps
 from openjepa.choose import choose
 from openjepa.config import AUTO, Recipe, build_recipe, changed_keys, load_recipe, to_yaml
+from openjepa.data.loader import Batch
 from openjepa.data.skipped import SkippedFiles
 from openjepa.data.sources import ImageSource, open_source
 from openjepa.data.variety import check_number, find_problems
 from openjepa.engine.checkpoint import find_latest, load_checkpoint, save_checkpoint
+from openjepa.engine.fp8 import require_fp8
 from openjepa.engine.optim import load_state_tensors, state_tensors
 from openjepa.engine.precision import choose_precision, measure_peak, pick_device
 from openjepa.initial import InitialWeights, open_initial
@@ -158,6 +160,7 @@ class Run:
     def save(self, step: int, permanent: bool) -> None:
         """Write the state from which step `step` would be computed next."""
         trainer = self.trainer
+        self._name_skipped_steps(trainer.find_skipped())  # so that the counts are this step's
         tensors: dict[str, Tensor] = {f"method.{name}": value for name, value in trainer.method.state_dict().items()}
         tensors |= {f"optimizer.{name}": value for name, value in state_tensors(trainer.method, trainer.optimizer).items()}
         info = {
@@ -202,8 +205,7 @@ class Run:
         self.last_step = step
         is_last = step + 1 == self.total_steps
         self.skipped_files.add(record.batch.skipped)
-        if record.skipped_in_a_row:
-            self._name_skipped_step(record)
+        self._name_skipped_steps(record.skipped)
         if step % recipe.train.log_every_steps == 0 or is_last:
             self._log(record)
         if step % self.health_every == 0 or is_last:
@@ -322,11 +324,12 @@ class Run:
         others = f"untrained encoder {row['knn_random_encoder']:.1%}, raw pixels {row['knn_raw_pixels']:.1%}"
         self.journal.say(f"step {step}: 20-NN {row['knn']:.1%} ({others})")
 
-    def _name_skipped_step(self, record: StepRecord) -> None:
-        """Record which files were in a step whose loss or gradient was not finite."""
-        files = [self.source.path(int(index)) for index in record.batch.image_idx]
-        self.folder.append_metrics({"kind": "skipped_step", "step": record.step, "files": files})
-        self.journal.say(f"step {record.step} skipped: loss or gradient not finite; files: {', '.join(files[:3])}, ...")
+    def _name_skipped_steps(self, batches: list[Batch]) -> None:
+        """Record which files were in steps whose loss or gradient was not finite."""
+        for batch in batches:
+            files = [self.source.path(int(index)) for index in batch.image_idx]
+            self.folder.append_metrics({"kind": "skipped_step", "step": batch.step, "files": files})
+            self.journal.say(f"step {batch.step} skipped: loss or gradient not finite; files: {', '.join(files[:3])}, ...")
 
     def _write_verdict(self, verdict: health.Verdict) -> None:
         write_json(self.folder.verdict_json, verdict.to_record())
@@ -369,6 +372,8 @@ def pretrain(
         raise ValueError("a new run needs --recipe auto, NAME or FILE; `openjepa recipes` lists them")
     asked = recipe or recorded
     check_masks(asked.mask, asked.grid)
+    if asked.train.fp8:
+        require_fp8(pick_device(asked.train.device))
     source = open_source(data, asked.data.channels)
     check_number(len(source), source.spec)
     labelled = [open_labelled(spec, asked.data.channels) for spec in (probe_train, probe_test) if spec]

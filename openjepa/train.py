@@ -2,21 +2,23 @@
 
 State is one integer: rates, momentum and every random draw are functions of the step, so that a resume from weights, optimizer
 and step is bit-equal to a run never stopped (tests/chaos/test_kill_and_resume.py). A step whose loss or gradient is not finite is
-skipped before the optimizer sees it; ten in a row stop the run. Knows no recipe, no files: hooks are handed in.
+skipped before the optimizer sees it; ten in a row stop the run. Nobody waits for a GPU but where a step is logged: it skips by
+itself, and its answer is read a step later (engine/ahead.py). Knows no recipe, no files: hooks are handed in.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from openjepa.data.loader import Batch
-from openjepa.engine.optim import clip_gradients, set_rates
+from openjepa.data.loader import Batch, Part
+from openjepa.engine.ahead import Answer, place_ahead, wait_for
+from openjepa.engine.optim import clip_gradients, momentum_where, set_rates, step_where
 from openjepa.engine.precision import Precision, autocast
 from openjepa.methods import Method
 from openjepa.nn.encoder import normalise
@@ -44,6 +46,7 @@ class StepRecord:
     weight_decay: float
     momentum: float
     batch: Batch
+    skipped: list[Batch]  # found since the step before: on a CPU this step's or none, on a GPU that of the step before
     skipped_in_a_row: int
     num_skipped: int
     data_wait_s: float
@@ -65,8 +68,11 @@ class Trainer:
     seed: int
     accumulation_steps: int = 1
     clip_grad_norm: float | None = None
+    log_every_steps: int = 1
+    pad_multiple: int = 1
     num_skipped: int = 0
     skipped_in_a_row: int = 0
+    unread: list[tuple[Batch, Answer]] = field(default_factory=list)
     weights: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,17 +85,19 @@ class Trainer:
         """
         self.method.train()
         asked = time.perf_counter()
-        for batch in batches:
+        for batch in place_ahead(batches, self.place, self.device):
             started = time.perf_counter()
             record = self.step(batch, data_wait_s=started - asked)
+            self.wait_if_logged(batch.step)
             record.step_s = time.perf_counter() - started
             if after_step(record):
                 return
             if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
                 raise ArithmeticError(
-                    f"{MAX_SKIPPED_IN_A_ROW} steps in a row, the last being step {batch.step}, had a loss or gradient that is "
-                    "not finite"
+                    f"{MAX_SKIPPED_IN_A_ROW} steps in a row, the last being step {batch.step - len(self.unread)}, had a loss or "
+                    "gradient that is not finite"
                 )
+            self.wait_if_logged(batch.step + 1)  # a logged step's time is its own
             asked = time.perf_counter()
 
     def step(self, batch: Batch, data_wait_s: float = 0.0) -> StepRecord:
@@ -101,34 +109,56 @@ class Trainer:
         metrics = self.accumulate_gradients(batch)
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.weights, self.clip_grad_norm)
-        if bool(torch.isfinite(metrics["loss"]) & torch.isfinite(grad_norm)):
-            self.scaler.step(self.optimizer)
-            self.method.update_target(momentum)
-            self.skipped_in_a_row = 0
-        else:
-            self.num_skipped += 1
-            self.skipped_in_a_row += 1
+        finite = torch.isfinite(metrics["loss"]) & torch.isfinite(grad_norm)
+        step_where(finite, self.optimizer)
+        self.method.update_target(momentum_where(finite, momentum))
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        weight_decay = max(float(group["weight_decay"]) for group in self.optimizer.param_groups)
+        self.unread.append((batch, Answer(finite)))
+        skipped = self.find_skipped(leave=1 if self.device.type == "cuda" else 0)
+        decay = max(float(group["weight_decay"]) for group in self.optimizer.param_groups)
         return StepRecord(
-            step, metrics, grad_norm, lr, weight_decay, momentum, batch, self.skipped_in_a_row, self.num_skipped, data_wait_s, 0.0
-        )
+            step, metrics, grad_norm, lr, decay, momentum, batch,
+            skipped, self.skipped_in_a_row, self.num_skipped, data_wait_s, step_s=0.0,
+        )  # fmt: skip
 
     def accumulate_gradients(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of the batch's mean loss, part by part, and its metrics.
 
         Each part counts by its number of real target tokens, so that the parts together are the large batch.
         """
-        images = batch.images.to(self.device, non_blocking=True)
-        total = batch.masks.target_lengths.sum()
         metrics: dict[str, Tensor] = {}
-        parts = zip(images.chunk(self.accumulation_steps), batch.masks.split(self.accumulation_steps), strict=True)
-        for part_images, part_masks in parts:
-            share = float(part_masks.target_lengths.sum() / total)
+        for images, masks, share in batch.parts or self.place(batch).parts:
             with autocast(self.device, self.precision):
-                loss, part_metrics = self.method(normalise(part_images, self.mean, self.std), part_masks.to(self.device))
+                loss, part_metrics = self.method(normalise(images, self.mean, self.std), masks)
             self.scaler.scale(loss * share).backward()
             for key, value in part_metrics.items():
                 metrics[key] = metrics.get(key, torch.zeros_like(value)) + share * value
         return metrics
+
+    def place(self, batch: Batch) -> Batch:
+        """The batch with its parts on the device."""
+        total = batch.masks.target_lengths.sum()
+        images = batch.images.to(self.device, non_blocking=True).chunk(self.accumulation_steps)
+        masks = batch.masks.split(self.accumulation_steps)
+        shares = [float(part.target_lengths.sum() / total) for part in masks]
+        placed = [part.pad(self.pad_multiple).to(self.device) for part in masks]
+        return replace(batch, parts=[Part(*part) for part in zip(images, placed, shares, strict=True)])
+
+    def find_skipped(self, leave: int = 0) -> list[Batch]:
+        """Count and give the batches whose step was not finite; the last `leave` steps are not asked for yet."""
+        skipped = []
+        while len(self.unread) > leave:
+            batch, finite = self.unread.pop(0)
+            if finite.read():
+                self.skipped_in_a_row = 0
+            else:
+                self.skipped_in_a_row += 1
+                self.num_skipped += 1
+                skipped.append(batch)
+        return skipped
+
+    def wait_if_logged(self, step: int) -> None:
+        """Until a GPU has done what it was told, if the step is a logged one."""
+        if step % self.log_every_steps == 0:
+            wait_for(self.device)

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,14 @@ Item = TypeVar("Item")
 EvaluationBatch = tuple[UInt8[Tensor, "B C H W"], Int64[Tensor, " B"], list[tuple[str, str]]]
 
 
+class Part(NamedTuple):
+    """Images that go through the model at once."""
+
+    images: UInt8[Tensor, "B C H W"]
+    masks: Masks
+    share: float  # of the batch's real target tokens
+
+
 @dataclass(frozen=True)
 class Batch:
     """What one step of one process trains on."""
@@ -46,6 +54,7 @@ class Batch:
     masks: Masks
     image_idx: Int64[Tensor, " B"]  # numbers in the source
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (path, reason) of unreadable files, replaced by others
+    parts: list[Part] = field(default_factory=list)  # cut and on the device, once the trainer has placed it
 
     def pin_memory(self) -> Batch:
         """Called by the DataLoader, so that copies of the images to a GPU overlap with its work."""

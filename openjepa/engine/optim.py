@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections import defaultdict
 
 import torch
-from torch import nn
+from jaxtyping import Bool, Float64
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from openjepa.config import Optim
@@ -61,6 +62,25 @@ def clip_gradients(weights: list[nn.Parameter], max_norm: float | None) -> torch
     return norm
 
 
+def step_where(finite: Bool[Tensor, ""], optimizer: AdamW) -> None:
+    """One step of the optimizer if `finite`, none if not; a fused one finds out on its device, and nobody waits for the answer.
+
+    Its `found_inf` is PyTorch's own way, as GradScaler.step takes it; here a loss that is not finite counts as well.
+    """
+    if not optimizer.defaults["fused"]:
+        if finite:
+            optimizer.step()
+        return
+    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    optimizer.step()
+    del optimizer.found_inf  # type: ignore[attr-defined]
+
+
+def momentum_where(finite: Bool[Tensor, ""], momentum: float) -> Float64[Tensor, ""]:
+    """The momentum if `finite`, else 1, which leaves the target as it is; on the device of `finite`."""
+    return torch.where(finite, torch.full((), momentum, dtype=torch.float64, device=finite.device), 1.0)
+
+
 def state_tensors(method: nn.Module, optimizer: AdamW) -> dict[str, torch.Tensor]:
     """The optimizer's state by weight name, as `exp_avg.NAME` and so on."""
     weights = method.named_parameters()
@@ -74,5 +94,6 @@ def load_state_tensors(method: nn.Module, optimizer: AdamW, tensors: dict[str, t
         kind, _, name = key.partition(".")
         if name not in weights or (weights[name].shape != value.shape and kind != "step"):
             raise ValueError(f"the checkpoint's optimizer state {key} fits no weight of this model")
-        moved = value if kind == "step" else value.to(weights[name].device)
+        stays = kind == "step" and not optimizer.defaults["fused"]  # which counts where the weights are, the others on the CPU
+        moved = value if stays else value.to(weights[name].device)
         optimizer.state[weights[name]][kind] = moved

@@ -2,12 +2,14 @@
 
 Images of a batch may keep different numbers of patches, so rows are padded to the longest and never cut to the
 shortest. Entries past a row's length repeat that row's first index: a gather stays legal, and the boolean masks say
-which entries are real.
+which entries are real. Masks are made on the CPU, and what has no fixed shape is found out there, before they go to a GPU:
+a GPU that is asked whether anything is padded makes the CPU wait for all that it has to do.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,9 +38,46 @@ class Masks:
         """(B, M, T) bool, True at real entries."""
         return _real_entries(self.target_idx, self.target_lengths)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Masks:
-        """The same masks on another device."""
-        return Masks(*(tensor.to(device, non_blocking=non_blocking) for tensor in self._tensors()))
+    @cached_property
+    def context_padding_mask(self) -> Tensor | None:
+        """`context_mask`, or None where no context is padded, which lets attention skip it."""
+        return None if int(self.context_lengths.min()) == self.context_idx.shape[-1] else self.context_mask
+
+    @cached_property
+    def target_padding_mask(self) -> Tensor | None:
+        """`target_mask`, or None where no target is padded."""
+        return None if int(self.target_lengths.min()) == self.target_idx.shape[-1] else self.target_mask
+
+    @cached_property
+    def real_target_places(self) -> Tensor:
+        """(R,) int64, the real entries of target_idx, counted through images and blocks."""
+        return self.target_mask.flatten().nonzero().squeeze(1)
+
+    @cached_property
+    def real_context_places(self) -> Tensor:
+        """(R,) int64, the real entries of context_idx, counted through images."""
+        return self.context_mask.flatten().nonzero().squeeze(1)
+
+    def pick_context(self, values: Tensor) -> Tensor:
+        """(B, C, ...) -> (R, ...): the values at real context entries alone, as `values[context_mask]` gives them."""
+        return values.flatten(0, 1).index_select(0, self.real_context_places)
+
+    def pick_targets(self, values: Tensor) -> Tensor:
+        """(B, M, T, ...) -> (R, ...): the values at real targets alone, as `values[target_mask]` gives them."""
+        return values.flatten(0, 2).index_select(0, self.real_target_places)
+
+    def to(self, device: torch.device | str) -> Masks:
+        """The same masks on another device, with what would have to be asked there. Nobody waits for the copies to a GPU."""
+
+        def send(tensor: Tensor) -> Tensor:
+            on_gpu = torch.device(device).type == "cuda" and not tensor.is_cuda
+            return tensor.pin_memory().to(device, non_blocking=True) if on_gpu else tensor.to(device)
+
+        moved = Masks(*map(send, self._tensors()))
+        for name in ("context_padding_mask", "target_padding_mask", "real_context_places", "real_target_places"):
+            known: Tensor | None = getattr(self, name)
+            vars(moved)[name] = None if known is None else send(known)
+        return moved
 
     def split(self, parts: int) -> list[Masks]:
         """Cut along the images into `parts` parts as equal as they can be, each padded only to its own longest row."""
@@ -54,6 +93,19 @@ class Masks:
             )
             for context_idx, context_lengths, target_idx, target_lengths in pieces
         ]
+
+    def pad(self, multiple: int) -> Masks:
+        """Rows padded on, contexts and blocks each to a multiple of so many entries: few shapes instead of one a batch."""
+
+        def fill(idx: Tensor) -> Tensor:
+            missing = -idx.shape[-1] % multiple
+            return torch.cat([idx, idx[..., :1].expand(*idx.shape[:-1], missing)], dim=-1)
+
+        return Masks(fill(self.context_idx), self.context_lengths, fill(self.target_idx), self.target_lengths)
+
+    def repeat(self, times: int) -> Masks:
+        """The masks of every image so many times in a row."""
+        return Masks(*(tensor.repeat_interleave(times, dim=0) for tensor in self._tensors()))
 
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.context_idx, self.context_lengths, self.target_idx, self.target_lengths

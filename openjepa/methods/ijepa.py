@@ -13,7 +13,7 @@ import copy
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,6 +25,7 @@ from openjepa.methods.targets import PixelTargets
 from openjepa.nn.ema import update_target
 from openjepa.nn.encoder import VisionTransformer, gather_tokens
 from openjepa.nn.predictor import Predictor
+from openjepa.nn.recompute import Checkpointing
 
 
 class IJEPA(Method):
@@ -37,7 +38,7 @@ class IJEPA(Method):
         model: config.Model | None = None,
         mask: config.Mask | None = None,
         method: config.Method | None = None,
-        checkpointing: bool = False,
+        checkpointing: Checkpointing = "none",
     ) -> None:
         """image_size: height and width in pixels. Sections left out take the defaults, which are the paper's ViT-B/16."""
         super().__init__()
@@ -69,7 +70,7 @@ class IJEPA(Method):
         with torch.autocast(images.device.type, enabled=False):
             predictions, context = predictions.float(), context.float()
             loss = self.prediction_loss(predictions, targets, masks)
-            metrics = {"prediction_loss": loss.detach()} | explain_variance(predictions.detach(), targets, masks.target_mask)
+            metrics = {"prediction_loss": loss.detach()} | explain_variance(predictions.detach(), targets, masks)
             if self.settings.regularizer != "none":
                 term = regularize(self.settings.regularizer, self.settings.regularizer_on, context, predictions, masks)
                 loss = loss + self.settings.regularizer_weight * term
@@ -108,12 +109,12 @@ class IJEPA(Method):
         self, images: Float[Tensor, "batch channels height width"], masks: Masks
     ) -> Float[Tensor, "batch context dim"]:
         """s_x: the context encoder's tokens of the visible patches alone."""
-        tokens: Tensor = self.context_encoder(images, masks.context_idx, real_mask(masks.context_mask))
+        tokens: Tensor = self.context_encoder(images, masks.context_idx, masks.context_padding_mask)
         return tokens
 
     def predict(self, context: Float[Tensor, "batch context dim"], masks: Masks) -> Float[Tensor, "batch blocks target out"]:
         """s_y hat: the predictor's guess at every target token, from the context and the targets' positions."""
-        context_mask, target_mask = real_mask(masks.context_mask), real_mask(masks.target_mask)
+        context_mask, target_mask = masks.context_padding_mask, masks.target_padding_mask
         predictions: Tensor = self.predictor(
             context, masks.context_idx, context_mask, masks.target_idx, target_mask, self.settings.predict
         )
@@ -128,9 +129,9 @@ class IJEPA(Method):
         """Mean distance over real target tokens and width: smooth L1 with beta 1 (the release) or squared error (the paper)."""
         distance = functional.smooth_l1_loss if self.settings.loss == "smooth_l1" else functional.mse_loss
         per_token: Tensor = distance(predictions, targets, reduction="none").mean(-1)
-        return per_token[masks.target_mask].mean()
+        return masks.pick_targets(per_token).mean()
 
-    def update_target(self, momentum: float) -> None:
+    def update_target(self, momentum: float | Float64[Tensor, ""]) -> None:
         """Target weights <- momentum * target + (1 - momentum) * context; after every optimizer step."""
         update_target(self.target_encoder, self.context_encoder, momentum)
 
@@ -140,8 +141,8 @@ class IJEPA(Method):
 
 
 def real_mask(mask: Bool[Tensor, "*shape"]) -> Bool[Tensor, "*shape"] | None:
-    """The mask, or None where nothing is padded, which lets attention skip it."""
-    return None if bool(mask.all()) else mask
+    """The mask, or None where nothing is padded, which lets attention skip it. A GPU is not asked: see masks.py."""
+    return None if mask.device.type == "cpu" and bool(mask.all()) else mask
 
 
 def first_occurrences(idx: Int[Tensor, "batch entries"], num_patches: int) -> Bool[Tensor, "batch entries"]:
@@ -155,10 +156,10 @@ def first_occurrences(idx: Int[Tensor, "batch entries"], num_patches: int) -> Bo
 def explain_variance(
     predictions: Float[Tensor, "batch blocks target dim"],
     targets: Float[Tensor, "batch blocks target dim"],
-    mask: Bool[Tensor, "batch blocks target"],
+    masks: Masks,
 ) -> Metrics:
     """1 - squared error / squared error of predicting the batch's mean target: 0 knows nothing, 1 knows all."""
-    real_targets, real_predictions = targets[mask], predictions[mask]
+    real_targets, real_predictions = masks.pick_targets(targets), masks.pick_targets(predictions)
     error = (real_predictions - real_targets).square().mean()
     variance = (real_targets - real_targets.mean(0)).square().mean()
     return {"explained_variance": 1 - error / variance.clamp_min(1e-12)}

@@ -11,18 +11,19 @@ column. Any sampler's masks, smooth L1 and a regulariser work too; the paper's a
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn import functional
 
 from openjepa import config
 from openjepa.masks import Masks, sample_masks
-from openjepa.methods.ijepa import explain_variance, real_mask
+from openjepa.methods.ijepa import explain_variance
 from openjepa.methods.method import Method, Metrics
 from openjepa.methods.regularizers import regularize
 from openjepa.methods.targets import cut_pixels
 from openjepa.nn.encoder import VisionTransformer
 from openjepa.nn.predictor import Predictor
+from openjepa.nn.recompute import Checkpointing
 
 
 class MAE(Method):
@@ -35,7 +36,7 @@ class MAE(Method):
         model: config.Model | None = None,
         mask: config.Mask | None = None,
         method: config.Method | None = None,
-        checkpointing: bool = False,
+        checkpointing: Checkpointing = "none",
     ) -> None:
         """image_size: height and width in pixels. The paper's ViT-B/16 is the recipe mae_vit_base_16."""
         super().__init__()
@@ -64,7 +65,7 @@ class MAE(Method):
             targets = self.cut_targets(images.float(), masks)
             predictions, context = predictions.float(), context.float()
             loss = self.prediction_loss(predictions, targets, masks)
-            metrics = {"prediction_loss": loss.detach()} | explain_variance(predictions.detach(), targets, masks.target_mask)
+            metrics = {"prediction_loss": loss.detach()} | explain_variance(predictions.detach(), targets, masks)
             if self.settings.regularizer != "none":
                 term = regularize(self.settings.regularizer, self.settings.regularizer_on, context, predictions, masks)
                 loss = loss + self.settings.regularizer_weight * term
@@ -77,12 +78,12 @@ class MAE(Method):
         self, images: Float[Tensor, "batch channels height width"], masks: Masks
     ) -> Float[Tensor, "batch context dim"]:
         """The encoder: tokens of the visible patches alone; mask tokens come only after it."""
-        tokens: Tensor = self.context_encoder(images, masks.context_idx, real_mask(masks.context_mask))
+        tokens: Tensor = self.context_encoder(images, masks.context_idx, masks.context_padding_mask)
         return tokens
 
     def predict(self, context: Float[Tensor, "batch context dim"], masks: Masks) -> Float[Tensor, "batch blocks target pixels"]:
         """The decoder: the pixels of every masked patch, from the encoded visible ones and shared mask tokens."""
-        context_mask, target_mask = real_mask(masks.context_mask), real_mask(masks.target_mask)
+        context_mask, target_mask = masks.context_padding_mask, masks.target_padding_mask
         predictions: Tensor = self.predictor(
             context, masks.context_idx, context_mask, masks.target_idx, target_mask, self.settings.predict
         )
@@ -103,9 +104,9 @@ class MAE(Method):
         """Mean distance over the pixels of masked patches alone: squared error (the paper) or smooth L1 with beta 1."""
         distance = functional.smooth_l1_loss if self.settings.loss == "smooth_l1" else functional.mse_loss
         per_token: Tensor = distance(predictions, targets, reduction="none").mean(-1)
-        return per_token[masks.target_mask].mean()
+        return masks.pick_targets(per_token).mean()
 
-    def update_target(self, momentum: float) -> None:
+    def update_target(self, momentum: float | Float64[Tensor, ""]) -> None:
         """Nothing: pixels need no target encoder."""
 
     def encoders(self) -> dict[str, VisionTransformer]:

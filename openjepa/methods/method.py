@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from openjepa.masks import Masks
@@ -33,8 +33,8 @@ class Method(nn.Module, ABC):
         """
 
     @abstractmethod
-    def update_target(self, momentum: float) -> None:
-        """After every optimizer step: move the target encoder, if there is one."""
+    def update_target(self, momentum: float | Float64[Tensor, ""]) -> None:
+        """After every optimizer step: move the target encoder, if there is one. Momentum 1 leaves it as it is."""
 
     @abstractmethod
     def encoders(self) -> dict[str, VisionTransformer]:

@@ -58,7 +58,7 @@ def regularize(
     if place == "pooled":
         rows = mean_tokens(context, masks.context_mask)
     else:
-        rows = context[masks.context_mask] if place == "tokens" else predictions[masks.target_mask]
+        rows = masks.pick_context(context) if place == "tokens" else masks.pick_targets(predictions)
     return REGULARIZERS[name](rows)
 
 

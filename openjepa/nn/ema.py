@@ -7,18 +7,21 @@ target <- momentum * target + (1 - momentum) * context. Buffers are fixed and ar
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor, nn
 
 
 @torch.no_grad()
-def update_target(target: nn.Module, context: nn.Module, momentum: float) -> None:
-    """Move the target's trainable weights towards the context's, in place; momentum in [0, 1]."""
+def update_target(target: nn.Module, context: nn.Module, momentum: float | Float64[Tensor, ""]) -> None:
+    """Move the target's trainable weights towards the context's, in place; momentum in [0, 1].
+
+    A momentum that lies on a GPU stays there: the CPU does not wait to know it.
+    """
     pairs = [(old, new) for old, new in zip(target.parameters(), context.parameters(), strict=True) if new.requires_grad]
-    if pairs and pairs[0][0].device.type == "cpu":
-        for old, new in pairs:  # weight by weight: the second pass finds it in the cache
-            old.mul_(momentum).add_(new, alpha=1 - momentum)
+    if isinstance(momentum, Tensor) and momentum.is_cuda:
+        share = (1 - momentum).float()
+        torch._foreach_lerp_([old for old, _ in pairs], [new for _, new in pairs], [share] * len(pairs))
         return
-    old_weights: list[Tensor] = [old for old, _ in pairs]
-    new_weights: list[Tensor] = [new for _, new in pairs]
-    torch._foreach_mul_(old_weights, momentum)
-    torch._foreach_add_(old_weights, new_weights, alpha=1 - momentum)
+    momentum = float(momentum)
+    for old, new in pairs:  # weight by weight: the second pass finds it in the cache
+        old.mul_(momentum).add_(new, alpha=1 - momentum)

@@ -18,13 +18,14 @@ from jaxtyping import Bool, Float, Int, UInt8
 from timm.models import vision_transformer as timm_vit
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from openjepa.nn.positions import resize_positions, sine_cosine_positions
+from openjepa.nn.recompute import Checkpointing, call_layer
 from openjepa.nn.unpadded import run_unpadded
 
 # On a CPU, explicit products with softmax beat the fused kernel up to this many tokens (benchmarks/attention.py).
 EXPLICIT_ATTENTION_TOKENS = 256
+MAX_SHAPES = 64  # that layers are compiled for; PyTorch's 8 is fewer than masks have, and beyond them layers run as they are
 
 
 def make_layers(width: int, depth: int, heads: int, mlp_ratio: float) -> nn.Sequential:
@@ -34,28 +35,35 @@ def make_layers(width: int, depth: int, heads: int, mlp_ratio: float) -> nn.Sequ
     return nn.Sequential(*layers)
 
 
+def compile_layers(layers: nn.Sequential, backend: str = "inductor") -> None:
+    """torch.compile each layer, activation checkpointing included, for the shapes that it meets.
+
+    All layers of a kind share what is compiled, so that depth costs no compile time. Names of weights stay as they are.
+    """
+    torch._dynamo.config.recompile_limit = MAX_SHAPES
+    layers.compiled_call = torch.compile(call_layer, dynamic=False, backend=backend)  # type: ignore[assignment]
+
+
 def run_layers(
     layers: Iterable[Any],
     tokens: Float[Tensor, "batch tokens width"],
     token_mask: Bool[Tensor, "batch tokens"] | None,
-    checkpointing: bool = False,
+    checkpointing: Checkpointing = "none",
     first: int = 0,
 ) -> Float[Tensor, "batch wanted width"]:
     """Apply the layers and give the tokens from place `first` on.
 
     token_mask is True at real tokens; nothing attends to the others. None: all are real. A CPU in reduced precision
-    computes real tokens alone (unpadded.py).
+    computes real tokens alone (unpadded.py), unless the layers are compiled, which wants few shapes.
     """
-    if tokens.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+    call = getattr(layers, "compiled_call", None)
+    if tokens.device.type == "cpu" and torch.is_autocast_enabled("cpu") and call is None:
         return run_unpadded(layers, tokens, token_mask, first, checkpointing)
     key_mask = None if token_mask is None else token_mask[:, None, None, :]
     fused = tokens.device.type != "cpu" or tokens.shape[1] > EXPLICIT_ATTENTION_TOKENS
     for layer in layers:
         layer.attn.fused_attn = fused
-        if checkpointing and torch.is_grad_enabled():
-            tokens = checkpoint(layer, tokens, key_mask, use_reentrant=False)
-        else:
-            tokens = layer(tokens, key_mask)
+        tokens = (call or call_layer)(checkpointing, layer, tokens, key_mask)
     return tokens[:, first:]
 
 
@@ -103,7 +111,7 @@ class VisionTransformer(timm_vit.VisionTransformer):
         shape: tuple[int, int, int, float],
         *,
         residual_rescale: bool = False,
-        checkpointing: bool = False,
+        checkpointing: Checkpointing = "none",
     ) -> None:
         """size: height and width in pixels, multiples of patch_size; shape: width, depth, heads, MLP ratio."""
         width, depth, heads, mlp_ratio = shape

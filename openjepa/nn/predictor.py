@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from openjepa.nn.encoder import gather_tokens, initialise, make_layers, run_layers
 from openjepa.nn.positions import sine_cosine_positions
+from openjepa.nn.recompute import Checkpointing
 
 
 class Predictor(nn.Module):
@@ -33,7 +34,7 @@ class Predictor(nn.Module):
         output_width: int | None = None,
         positions: Literal["own", "projected"] = "own",
         residual_rescale: bool = False,
-        checkpointing: bool = False,
+        checkpointing: Checkpointing = "none",
     ) -> None:
         """output_width: width of a prediction; None takes the encoder's. positions: own adds a table of the predictor's
         width after the input projection; projected sends the encoder's table through it, as the seed describes."""

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
+
+from openjepa.nn.recompute import Checkpointing, call_layer
 
 
 class Layout(NamedTuple):
@@ -34,7 +35,7 @@ def run_unpadded(
     tokens: Float[Tensor, "batch places width"],
     token_mask: Bool[Tensor, "batch places"] | None,
     first: int = 0,
-    checkpointing: bool = False,
+    checkpointing: Checkpointing = "none",
 ) -> Float[Tensor, "batch wanted width"]:
     """Apply the layers and give the tokens at places from `first` on, zeros at padding.
 
@@ -46,11 +47,11 @@ def run_unpadded(
     rows = take_rows(tokens.flatten(0, 1), layout.row_places)
     *early, last = layers
     for layer in early:
-        rows = _maybe_checkpoint(checkpointing, run_layer, layer, rows, layout)
+        rows = call_layer(checkpointing, run_layer, layer, rows, layout)
     if first == 0:
-        rows = _maybe_checkpoint(checkpointing, run_layer, last, rows, layout)
+        rows = call_layer(checkpointing, run_layer, last, rows, layout)
     else:
-        rows = _maybe_checkpoint(checkpointing, run_last_layer, last, rows, layout, wanted, wanted_rows)
+        rows = call_layer(checkpointing, run_last_layer, last, rows, layout, wanted, wanted_rows)
     places = put_rows(rows, wanted.row_places, wanted.sequences * wanted.places)
     return places.view(wanted.sequences, wanted.places, -1)
 
@@ -155,12 +156,3 @@ class _PutRows(Function):
 
 def _scatter(rows: Tensor, row_places: Tensor, num_places: int) -> Tensor:
     return rows.new_zeros(num_places, rows.shape[1]).index_copy_(0, row_places, rows)
-
-
-def _maybe_checkpoint(checkpointing: bool, function: Any, *arguments: Any) -> Tensor:
-    """Call a function, or call it so that its activations are computed again in the backward pass."""
-    if checkpointing and torch.is_grad_enabled():
-        recomputed: Tensor = checkpoint(function, *arguments, use_reentrant=False)
-        return recomputed
-    result: Tensor = function(*arguments)
-    return result

@@ -42,7 +42,7 @@ def answer(function, layers, tokens, mask, first):
 @settings(deadline=None, max_examples=30)
 @given(
     depth=st.integers(1, 3), first=st.integers(0, 3), places=st.integers(4, 9), seed=st.integers(0, 1000),
-    padded=st.booleans(), scattered=st.booleans(), checkpointing=st.booleans(),
+    padded=st.booleans(), scattered=st.booleans(), checkpointing=st.sampled_from(["none", "selective", "full"]),
 )  # fmt: skip
 def test_layers_without_padding_are_the_plain_ones(depth, first, places, seed, padded, scattered, checkpointing):
     layers, generator = make(depth, seed), torch.Generator().manual_seed(seed)
