@@ -64,7 +64,7 @@ class IJEPA(Method):
         with torch.autocast(images.device.type, enabled=False):
             predictions, context = predictions.float(), context.float()
             loss = self.prediction_loss(predictions, targets, masks)
-            metrics = {"prediction_loss": loss.detach()} | explain_variance(predictions.detach(), targets, masks.target_mask)
+            metrics = {"prediction_loss": loss.detach()} | explain_variance(predictions.detach(), targets, masks)
             if self.settings.regularizer != "none":
                 term = REGULARIZERS[self.settings.regularizer](mean_tokens(context, masks.context_mask))
                 loss = loss + self.settings.regularizer_weight * term
@@ -147,12 +147,29 @@ def mean_tokens(tokens: Float[Tensor, "batch tokens dim"], mask: Bool[Tensor, "b
 
 @torch.no_grad()
 def explain_variance(
-    predictions: Float[Tensor, "batch blocks target dim"],
-    targets: Float[Tensor, "batch blocks target dim"],
-    mask: Bool[Tensor, "batch blocks target"],
+    predictions: Float[Tensor, "batch blocks target dim"], targets: Float[Tensor, "batch blocks target dim"], masks: Masks
 ) -> Metrics:
-    """1 - squared error / squared error of predicting the batch's mean target: 0 knows nothing, 1 knows all."""
-    real_targets, real_predictions = targets[mask], predictions[mask]
+    """How much of the targets' variance is predicted, and how much of it there is to predict; 0 knows nothing, 1 knows all.
+
+    explained_variance: 1 - squared error / squared error of predicting the batch's mean target. explained_content: the same
+    against the mean target of each position, which knowing where a patch lies cannot beat. content_frac: the share of the
+    variance that is left around those means; near 0, targets say where they are and nothing of what is there.
+    """
+    real_targets, real_predictions = targets[masks.target_mask], predictions[masks.target_mask]
     error = (real_predictions - real_targets).square().mean()
     variance = (real_targets - real_targets.mean(0)).square().mean()
-    return {"explained_variance": 1 - error / variance.clamp_min(1e-12)}
+    content = variance_within_positions(real_targets, masks.target_idx[masks.target_mask])
+    return {
+        "explained_variance": 1 - error / variance.clamp_min(1e-12),
+        "explained_content": 1 - error / content.clamp_min(1e-12),
+        "content_frac": content / variance.clamp_min(1e-12),
+    }
+
+
+def variance_within_positions(tokens: Float[Tensor, "tokens dim"], positions: Int[Tensor, " tokens"]) -> Float[Tensor, ""]:
+    """Mean variance of tokens around the mean of those at their own position, without bias; 0 if no two share one."""
+    present, group_idx = positions.unique(return_inverse=True)
+    counts = torch.bincount(group_idx, minlength=len(present)).to(tokens.dtype)
+    means = tokens.new_zeros(len(present), tokens.shape[1]).index_add_(0, group_idx, tokens) / counts[:, None]
+    squares = (tokens - means[group_idx]).square().sum() / tokens.shape[1]
+    return squares / max(len(tokens) - len(present), 1)

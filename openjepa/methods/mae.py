@@ -63,7 +63,7 @@ class MAE(Method):
             targets = self.cut_targets(images.float(), masks)
             predictions, context = predictions.float(), context.float()
             loss = self.prediction_loss(predictions, targets, masks)
-            metrics = {"prediction_loss": loss.detach()} | explain_variance(predictions.detach(), targets, masks.target_mask)
+            metrics = {"prediction_loss": loss.detach()} | explain_variance(predictions.detach(), targets, masks)
             if self.settings.regularizer != "none":
                 term = REGULARIZERS[self.settings.regularizer](mean_tokens(context, masks.context_mask))
                 loss = loss + self.settings.regularizer_weight * term
