@@ -28,6 +28,7 @@ GROUP_OF_MODULE = {
     "__main__": "cli",
     "demo": "cli",
     "doctor": "cli",
+    "replay": "cli",
     "summarize": "cli",
     "apply": "run",
     "bench": "cli",
