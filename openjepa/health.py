@@ -3,7 +3,7 @@
 Effective rank: RankMe, Garrido et al. 2023 (arXiv 2210.02885, equation 2). An untrained encoder's pooled features lie on about a
 line, so the verdict compares how far the rank is above 1 with how far it was at the first measurement: the `growth` below. The
 limits are ours, chosen on the runs of benchmarks/health_bed.py (docs/health.md); those of the seed description are marked. Left
-out: anything that needs labels (see the probe in run.py), and LiDAR, which did worse there at a higher price.
+out: anything that needs labels (see the probe in run.py), and LiDAR, which did worse there and costs more.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional
 
 MIN_FEATURE_VARIANCE = 0.01  # the seed's warning level for the mean variance of pooled features
 MAX_GRAD_NORM = 10.0  # the seed's warning level
-HEALTHY_GROWTH = 3.5  # learned runs had 3.6 and more after a fifth of the run, all but one of the others 2.8 and less
+HEALTHY_GROWTH = 3.5  # after a fifth of the run, the bed's learned runs had 3.6 and more, the others 2.8 and less, but for a few
 COLLAPSED_GROWTH = 0.5
 MOST_UNTRAINED_RANK = 4.0  # a first rank above this is of weights that were trained before: --init
 LEAST_UNTRAINED_RANK = 1.05  # at a first rank below this all images look the same to any encoder
