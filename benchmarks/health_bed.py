@@ -205,7 +205,7 @@ CASES = [
     Case("position-only targets, no term", NO_TERM, method=PositionTargets, seed=1),
     Case("targets of another image", method=OtherTargets),
     Case("targets of another image, no term", NO_TERM, method=OtherTargets, seed=1),
-    # From here on trained when the limits of health.py stood: nothing was chosen on these.
+    # From here on trained when the limits of health.py stood. (They were chosen on the runs up to "three images".)
     Case("deeper encoder", DEEPER, seed=7, held_out=True),
     Case("deeper encoder, paper recipe", DEEPER | PAPER, seed=7, held_out=True),
     Case("deeper encoder, MAE", DEEPER | MAE_CHANGES, seed=7, held_out=True),
