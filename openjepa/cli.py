@@ -222,6 +222,19 @@ def report(run: RunPath) -> None:
     print(write_report(run))
 
 
+def health(run: RunPath, all: bool = False) -> None:
+    """Replay the verdicts of a run from its recorded measurements, by today's rules; the last line is the present one.
+
+    Args:
+        run: A run folder.
+        all: A line for every measurement, not only where the verdict changes.
+    """
+    from openjepa.replay import replay_verdicts
+
+    for line in replay_verdicts(run, every=all):
+        print(line)
+
+
 def recipes(name: Annotated[Positional[str | None], arg(metavar="NAME")] = None) -> None:
     """List the shipped recipes, or print one fully resolved.
 
@@ -360,7 +373,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         commands: dict[str, Callable[..., Any]] = {
             "pretrain": make_pretrain(*_base_recipe(arguments)), "evaluate": evaluate, "embed": embed,
-            "import": import_weights, "export": export, "masks": masks, "report": report, "recipes": recipes,
+            "import": import_weights, "export": export, "masks": masks, "report": report, "health": health, "recipes": recipes,
             "doctor": doctor, "bench": bench, "pack": pack, "make-scenes": make_scenes, "ablate": ablate,
             "demo": demo,
         }  # fmt: skip

@@ -43,6 +43,7 @@ from openjepa.train import StepRecord
 
 MEASURED_FRAC = 0.05  # of max_minutes: at most so much goes into timing steps
 MIN_HEALTH_ROWS = 10  # a short run is measured more often than health.every_steps, or no trend could be seen
+JUDGED_METRICS = ("loss", "explained_variance", "explained_content", "content_frac")  # of a step, that health rows repeat
 SPEED_ROWS = 5  # logged steps after which a run first says how fast it is; the very first is left out, it warms up
 
 
@@ -266,7 +267,7 @@ class Run:
         row = {
             "step": record.step,
             **self.monitor.measure(self.trainer.method, self.trainer.mean, self.trainer.std),
-            "explained_variance": float(record.metrics["explained_variance"]),
+            **{name: float(record.metrics[name]) for name in JUDGED_METRICS},
             "grad_norm": float(record.grad_norm),
             "skipped_in_a_row": record.skipped_in_a_row,
         }

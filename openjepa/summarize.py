@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from openjepa.beliefs import show_beliefs
 from openjepa.data.loader import evaluation_batches
 from openjepa.data.sources import ImageSource, name_held_out, open_source
 from openjepa.nn.encoder import Encoder
-from openjepa.records import RunFolder
+from openjepa.records import Row, RunFolder
 from openjepa.report.page import build_report
 from openjepa.report.pictures import Beliefs, Neighbours, Pictures
 
@@ -29,20 +30,24 @@ NUM_QUERIES = 6  # images whose neighbours are shown
 NUM_NEIGHBOURS = 8
 MAX_SEARCHED = 5000  # images among which neighbours are looked for
 
-THRESHOLDS = {
-    "effective_rank_pooled": health.COLLAPSED_RANK,
-    "image_cosine": health.COLLAPSED_COSINE,
-    "explained_variance": health.LEARNED_VARIANCE_FRAC,
-    "feature_variance": health.MIN_FEATURE_VARIANCE,
-    "grad_norm": health.MAX_GRAD_NORM,
-}
+
+def list_thresholds(health_rows: Sequence[Row]) -> dict[str, float]:
+    """The levels that the verdict and the alarms go by, for the curves; the rank's is a multiple of the run's first one."""
+    levels = {
+        "explained_variance": health.LEARNED_VARIANCE_FRAC,
+        "feature_variance": health.MIN_FEATURE_VARIANCE,
+        "grad_norm": health.MAX_GRAD_NORM,
+    }
+    ranks = [row["effective_rank_pooled"] for row in health_rows if "effective_rank_pooled" in row]
+    return levels | ({"effective_rank_pooled": health.find_healthy_rank(ranks[0])} if ranks else {})
 
 
 def write_report(run: str | Path) -> Path:
     """Write RUN/report.html and give its path; without a checkpoint or without the data, it says so in place of pictures."""
     folder = RunFolder(run)
     facts = folder.read_run()
-    return build_report(folder, _draw(folder, facts["data"], facts["recipe"]["data"]["channels"]), THRESHOLDS)
+    levels = list_thresholds(folder.read_metrics("health"))
+    return build_report(folder, _draw(folder, facts["data"], facts["recipe"]["data"]["channels"]), levels)
 
 
 def _draw(folder: RunFolder, data: str, channels: int) -> Pictures | None:

@@ -70,7 +70,9 @@ class IJEPA(Method):
         with torch.autocast(images.device.type, enabled=False):
             predictions, context = predictions.float(), context.float()
             loss = self.prediction_loss(predictions, targets, masks)
-            metrics = {"prediction_loss": loss.detach()} | explain_variance(predictions.detach(), targets, masks)
+            metrics = {"prediction_loss": loss.detach()} | explain_variance(
+                predictions.detach(), targets, masks, self.grid[0] * self.grid[1]
+            )
             if self.settings.regularizer != "none":
                 term = regularize(self.settings.regularizer, self.settings.regularizer_on, context, predictions, masks)
                 loss = loss + self.settings.regularizer_weight * term
@@ -157,9 +159,31 @@ def explain_variance(
     predictions: Float[Tensor, "batch blocks target dim"],
     targets: Float[Tensor, "batch blocks target dim"],
     masks: Masks,
+    num_patches: int,
 ) -> Metrics:
-    """1 - squared error / squared error of predicting the batch's mean target: 0 knows nothing, 1 knows all."""
+    """How much of the targets' variance is predicted, and how much of it there is to predict; 0 knows nothing, 1 knows all.
+
+    explained_variance: 1 - squared error / squared error of predicting the batch's mean target. explained_content: the same
+    against the mean target of each position, which knowing where a patch lies cannot beat. content_frac: the share of the
+    variance that is left around those means; near 0, targets say where they are and nothing of what is there.
+    """
     real_targets, real_predictions = masks.pick_targets(targets), masks.pick_targets(predictions)
     error = (real_predictions - real_targets).square().mean()
     variance = (real_targets - real_targets.mean(0)).square().mean()
-    return {"explained_variance": 1 - error / variance.clamp_min(1e-12)}
+    content = variance_within_positions(real_targets, masks.pick_targets(masks.target_idx), num_patches)
+    return {
+        "explained_variance": 1 - error / variance.clamp_min(1e-12),
+        "explained_content": 1 - error / content.clamp_min(1e-12),
+        "content_frac": content / variance.clamp_min(1e-12),
+    }
+
+
+def variance_within_positions(
+    tokens: Float[Tensor, "tokens dim"], positions: Int[Tensor, " tokens"], num_patches: int
+) -> Float[Tensor, ""]:
+    """Mean variance of tokens around the mean of those at their own position, without bias; 0 if no two share one."""
+    counts = tokens.new_zeros(num_patches).index_add_(0, positions, tokens.new_ones(len(tokens)))
+    means = tokens.new_zeros(num_patches, tokens.shape[1]).index_add_(0, positions, tokens) / counts.clamp_min(1)[:, None]
+    squares = (tokens - means.index_select(0, positions)).square().sum() / tokens.shape[1]
+    num_present = (counts > 0).sum()
+    return squares / (len(tokens) - num_present).clamp_min(1)

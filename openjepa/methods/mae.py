@@ -65,7 +65,9 @@ class MAE(Method):
             targets = self.cut_targets(images.float(), masks)
             predictions, context = predictions.float(), context.float()
             loss = self.prediction_loss(predictions, targets, masks)
-            metrics = {"prediction_loss": loss.detach()} | explain_variance(predictions.detach(), targets, masks)
+            metrics = {"prediction_loss": loss.detach()} | explain_variance(
+                predictions.detach(), targets, masks, self.grid[0] * self.grid[1]
+            )
             if self.settings.regularizer != "none":
                 term = regularize(self.settings.regularizer, self.settings.regularizer_on, context, predictions, masks)
                 loss = loss + self.settings.regularizer_weight * term

@@ -29,7 +29,8 @@ class Method(nn.Module, ABC):
     ) -> tuple[Float[Tensor, ""], Metrics]:
         """Loss and detached metrics of normalised images; without masks, fresh ones are drawn from torch's generator.
 
-        Metrics: loss, prediction_loss, explained_variance, context_tokens, target_tokens, and what else the method has.
+        Metrics: loss, prediction_loss, explained_variance, explained_content, content_frac, context_tokens, target_tokens,
+        and what else the method has.
         """
 
     @abstractmethod

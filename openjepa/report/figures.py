@@ -87,16 +87,16 @@ class Plan:
 
 HEALTH_PLANS = (
     Plan("rank", "Effective rank", (("effective_rank_pooled", "pooled"), ("effective_rank_patches", "patches")),
-         "How many directions the features use (RankMe). A fall towards 1 is collapse.", "collapsed below", bottom=0.0,
+         "How many directions the features use (RankMe). A fall towards 1 is collapse.", "healthy from", bottom=0.0,
          is_marked=True),
     Plan("explained", "Explained variance of the targets", (("explained_variance", "explained variance"),),
-         "1 is a perfect prediction, 0 no better than the mean target.", "not learning yet below", top=1.0),
+         "1 is a perfect prediction, 0 no better than the mean target.", "knows next to nothing below", top=1.0),
     Plan("cosine", "Cosine between images", (("image_cosine", "mean cosine"),),
          "1: all images look alike to the encoder.", "collapsed above", top=1.0),
     Plan("std", "Feature standard deviation", (("feature_std", "standard deviation"),),
          "Spread of the pooled features over images, mean over their dimensions.", bottom=0.0),
     Plan("variance", "Feature variance", (("feature_variance", "variance"),),
-         "Mean variance of the pooled features over images.", "collapsing below", is_log=True, is_marked=True),
+         "Mean variance of the pooled features over images.", "warns below", is_log=True, is_marked=True),
     Plan("drift", "Context-target drift", (("context_target_drift", "1 - cosine"),),
          "How far the context encoder has moved from its running average, the target encoder.", bottom=0.0),
 )  # fmt: skip

@@ -101,6 +101,15 @@ def test_report_and_doctor_on_the_messy_folder(photos: Path, run: Path):
     assert "peak memory" in findings
 
 
+def test_health_replays_to_the_verdict_that_the_run_ended_with(run: Path):
+    verdict = json.loads((run / "verdict.json").read_text())
+    lines = openjepa("health", run, "--all").stdout.splitlines()
+    measured = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    measured = [row for row in measured if row["kind"] == "health"]
+    assert [line.split(": ")[1] for line in lines[:-1]] == [row["label"] for row in measured]
+    assert lines[-1] == f"now: step 5 (100% of the run): {verdict['label']}: {verdict['reason']} {verdict['advice']}"
+
+
 def test_a_pack_serves_in_the_folders_place(photos: Path, run: Path, tmp_path: Path):
     packed = tmp_path / "deep" / "packed"
     result = openjepa("pack", photos, packed, "--size", "1600")
@@ -163,6 +172,7 @@ def test_help_does_not_wait_for_slow_imports():
         (("pretrain", "sample:train", "--out", "file/run", "--recipe", "demo", "--train.max-minutes", "None"), ["file"]),
         (("evaluate", "run", "--protocol", "knn", "--train", "sample:train", "--test", "sample:test"), ["run"]),
         (("report", "empty"), ["empty", "run.json"]),
+        (("health", "empty"), ["empty", "run.json"]),
         (("make-scenes", "scenes", "--train", "0"), ["--train 0", "12"]),
         (("make-scenes", "scenes", "--size", "8"), ["--size 8", "32"]),
         (("make-scenes", "file/scenes", "--train", "12", "--test", "12"), ["file"]),

@@ -30,6 +30,7 @@ GROUP_OF_MODULE = {
     "compare": "run",
     "demo": "cli",
     "doctor": "cli",
+    "replay": "cli",
     "summarize": "cli",
     "apply": "run",
     "beliefs": "cli",
