@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from openjepa.compare import Variant, compare, measure_baselines, slug, tabulate
+from openjepa.compare import Variant, compare, lengthen, measure_baselines, slug, tabulate
 from openjepa.config import Recipe, changed_keys, load_recipe
 from openjepa.data.sources import name_held_out
 from openjepa.engine.precision import pick_device
@@ -25,7 +25,6 @@ from openjepa.machine import describe_machine, describe_versions
 from openjepa.records import write_atomic
 
 FASHION = "fashion-mnist:../shared/data/fashion-mnist:train"
-LONG = 10_000.0  # epochs
 MULTIBLOCK = {
     "mask.sampler": "multiblock", "mask.num_contexts": 1, "mask.context_scale": (0.85, 1.0), "mask.context_aspect": (1.0, 1.0),
     "mask.num_targets": 4, "mask.target_scale": (0.15, 0.2),
@@ -92,13 +91,6 @@ QUESTIONS: dict[str, list[Variant]] = {
         Variant("crops of 0.3 to 1 and flips", {"data.augmentation": "minimal", "data.crop_scale": (0.3, 1.0)}),
     ],
 }
-
-
-def lengthen(base: Recipe) -> Recipe:
-    """The recipe with more epochs than minutes can hold, and its warm-up the same share of them: minutes alone end the run."""
-    train = base.train.model_copy(update={"epochs": LONG})
-    optim = base.optim.model_copy(update={"warmup_epochs": base.optim.warmup_epochs * LONG / base.train.epochs})
-    return base.model_copy(update={"train": train, "optim": optim})
 
 
 def list_rivals(base: Recipe) -> list[Variant]:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from small_data import FASHION, lengthen, list_rivals
+from small_data import FASHION, list_rivals
 
-from openjepa.compare import Outcome, Variant, compare, slug
+from openjepa.compare import Outcome, Variant, compare, lengthen, slug
 from openjepa.config import load_recipe
 from openjepa.data.sources import name_held_out
 from openjepa.engine.precision import pick_device

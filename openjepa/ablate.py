@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from openjepa.compare import Variant, compare, measure_baselines, slug, tabulate
+from openjepa.compare import Variant, compare, lengthen, measure_baselines, slug, tabulate
 from openjepa.config import Recipe, load_recipe
 from openjepa.records import write_atomic
 
@@ -57,6 +57,7 @@ def ablate(
         raise ValueError("a budget is either --minutes or --steps")
     if base.method.name != "ijepa":
         raise ValueError(f"recipe {base.name} is {base.method.name}'s; the seed's ablations are of ijepa")
+    base = lengthen(base) if minutes else base
     budget = {"train.max_minutes": minutes, "train.max_steps": steps}
     rows = [
         Row(Variant(row.variant.name, budget | row.variant.changes), row.claim, row.claimed_speed)

@@ -25,6 +25,7 @@ from openjepa.config import Recipe, build_recipe
 from openjepa.records import RunFolder, read_json, write_json
 from openjepa.run import pretrain
 
+LONG = 10_000.0  # epochs
 PAPER_LAYERS = 4  # the paper's linear probe takes the last layer or the last four side by side (2301.08243, section A.2)
 
 
@@ -76,6 +77,12 @@ def apply_changes(base: Recipe, changes: dict[str, Any], name: str) -> Recipe:
             raise ValueError(f"{name}: no recipe key {path}")
         values[section][key] = value
     return build_recipe(values, where=name)
+
+
+def lengthen(base: Recipe) -> Recipe:
+    """The recipe with more epochs than minutes can hold, and its warm-up the same share of them: minutes alone end its runs."""
+    changes = {"train.epochs": LONG, "optim.warmup_epochs": base.optim.warmup_epochs * LONG / base.train.epochs}
+    return apply_changes(base, changes, base.name)
 
 
 def compare(

@@ -78,7 +78,21 @@ def test_evaluate_embed_and_report(photos: Path, run: Path, tmp_path: Path):
 
 
 def test_a_flag_turns_another_recipe_into_mae(photos: Path, tmp_path: Path):
-    main(["pretrain", str(photos), "--out", str(tmp_path / "run"), "--recipe", "demo", "--method.name", "mae", *TINY])
+    main(
+        [
+            "pretrain",
+            str(photos),
+            "--out",
+            str(tmp_path / "run"),
+            "--recipe",
+            "demo",
+            "--method.name",
+            "mae",
+            "--momentum.start",
+            "0.996",
+            *TINY,
+        ]
+    )
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert facts["recipe"]["method"]["name"] == "mae"
     # By hand: two layers, projections of 32 x 16 and of 16 x 16 pixels a patch, mask token, final norm.
