@@ -127,5 +127,5 @@ def test_a_changed_recipe_is_named_and_stops(data: Path, unbroken: Path):
         [*command(data, unbroken, "--resume"), "--optim.lr", "0.5"], env=environment(), capture_output=True, text=True
     )
     assert changed.returncode == 2
-    assert "optim.lr 0.001 -> 0.5" in changed.stderr
+    assert "optim.lr 0.0025 -> 0.5" in changed.stderr
     assert "Traceback" not in changed.stderr

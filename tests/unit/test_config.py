@@ -192,7 +192,7 @@ def values_of(annotation: Any) -> st.SearchStrategy[Any]:
 
 # These must fit together; test_values_that_do_not_fit_together has them.
 BOUND = {"data.image_size", "data.batch_size", "train.accumulation_steps", "method.regularizer", "method.regularizer_weight",
-         "method.target_norm", "method.target_input", "method.name"}  # fmt: skip
+         "method.target_norm", "method.target_input", "method.targets", "method.target_layers", "method.name"}  # fmt: skip
 BOUND |= {f"model.{key}" for key in config.Model.model_fields}
 FREE = [key for key in recipe_keys() if "." in key and key not in BOUND]
 

@@ -88,7 +88,9 @@ def trained() -> Encoder:
     recipe = change_recipe(
         "demo",
         model={"width": 48, "depth": 3, "heads": 3, "predictor_width": 24, "predictor_depth": 1},
-        optim={"lr": 3e-3},
+        method={"regularizer_on": "pooled"},
+        optim={"lr": 3e-3, "warmup_epochs": 1.5},
+        momentum={"start": 0.996},
         train={"device": "cpu"},
     )
     images = torch.from_numpy(load_sample("train")[0].copy())[:, None]
