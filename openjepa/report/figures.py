@@ -221,7 +221,7 @@ def _draw(plan: Plan, lines: Sequence[Line], threshold: float | None, marks: Seq
     key = [(f"line-{line.number}" + (" faint" if line.is_faint else ""), line.label) for line in lines]
     if threshold is not None:
         axes.axhline(threshold, color=svg.ALARM, linewidth=1.0, linestyle=(0, (4, 3)))
-        key.append(("alarm", f"{plan.threshold_words} {threshold:g}"))
+        key.append(("alarm", f"{plan.threshold_words} {threshold:.3g}"))
     key += _draw_marks(axes, marks, lines[0])
     gaps = sum(int(np.isnan(line.values).sum()) for line in lines if not line.is_faint)
     note = plan.note + (f" {gaps} value{'s are' if gaps > 1 else ' is'} missing or not finite." if gaps else "")
