@@ -146,8 +146,8 @@ def main() -> None:
         variants, base, asked.data, test, seeds=asked.seeds, out=out, jobs=asked.jobs,
         note=lambda line: print(line, file=sys.stderr, flush=True),
     )  # fmt: skip
-    folder = out / f"{slug(AS_IS.name)}-0"
-    write_atomic(out / "table.md", tabulate([*outcomes, *measure_baselines(folder, asked.data, test, 0)], AS_IS.name) + "\n")
+    folders = [out / f"{slug(AS_IS.name)}-{seed}" for seed in range(asked.seeds)]
+    write_atomic(out / "table.md", tabulate([*outcomes, *measure_baselines(folders, asked.data, test)], AS_IS.name) + "\n")
     record = {
         "benchmark": "small_data", "command": " ".join(["python", *sys.argv]), "question": asked.question, "recipe": base.name,
         "outcomes": [asdict(outcome) for outcome in outcomes], "table": str(out / "table.md"),

@@ -65,8 +65,7 @@ def ablate(
     ]
     outcomes = compare([row.variant for row in rows], base, train, test, seeds=seeds, out=out, jobs=jobs, note=note)
     chosen = rows[-1].variant.name
-    for seed in range(seeds):
-        outcomes += measure_baselines(out / f"{slug(chosen)}-{seed}", train, test, seed)
+    outcomes += measure_baselines([out / f"{slug(chosen)}-{seed}" for seed in range(seeds)], train, test)
     extra = {"the seed's claim": [f"{row.claim:.1f}" for row in rows]}
     if any(row.claimed_speed for row in rows):
         extra["the seed's speed"] = [f"{row.claimed_speed:.1f}" for row in rows]

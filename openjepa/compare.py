@@ -13,15 +13,18 @@ import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from openjepa.apply import Candidate, evaluate_many, open_labelled
+from openjepa.apply import Candidate, evaluate_many, load_encoder, open_labelled
 from openjepa.config import Recipe, build_recipe
+from openjepa.evals import PROTOCOLS
+from openjepa.evals.features import Features, extract_features
+from openjepa.nn.encoder import Encoder
 from openjepa.records import RunFolder, read_json, write_json
 from openjepa.run import pretrain
 
@@ -139,8 +142,7 @@ def run_job(job: Job) -> Outcome:
             job.train, job.recipe, job.folder, resume=folder.exists(), probe_train=probe_train, probe_test=probe_test,
             console=Console(quiet=True),
         ).label  # fmt: skip
-        knn, linear = _probe(job, ["knn", "linear"])
-        linear_4 = _probe(job, ["linear"], PAPER_LAYERS)[0] if job.recipe.model.encoder_shape[1] >= PAPER_LAYERS else None
+        knn, linear, linear_4 = _probe(job)
     except ArithmeticError:
         label, knn, linear, linear_4 = "diverging", None, None, None
     rows = folder.read_metrics("train")
@@ -150,19 +152,32 @@ def run_job(job: Job) -> Outcome:
     return outcome
 
 
-def _probe(job: Job, protocols: list[str], layers: int = 1) -> list[float]:
-    """Accuracies of the run's context encoder in per cent."""
-    device = job.recipe.train.device
-    records = evaluate_many(job.folder, ["context"], protocols, job.train, job.test, layers=layers, device=device)
-    return [100 * record["accuracy"] for record in records]
+def _probe(job: Job) -> tuple[float, float, float | None]:
+    """Accuracies in per cent of the run's context encoder, whose features are extracted once: a pass costs more than a probe."""
+    depth = job.recipe.model.encoder_shape[1]
+    encoder = load_encoder(job.folder, "context", job.recipe.train.device, min(depth, PAPER_LAYERS))
+    sources = [open_labelled(spec, encoder.channels) for spec in (job.train, job.test)]
+    train, test = (extract_features(encoder, source, device=job.recipe.train.device) for source in sources)
+    last_train, last_test = take_last_layer(encoder, train), take_last_layer(encoder, test)
+    knn, linear = (100 * PROTOCOLS[protocol](last_train, last_test, 0).accuracy for protocol in ("knn", "linear"))
+    return knn, linear, 100 * PROTOCOLS["linear"](train, test, 0).accuracy if depth >= PAPER_LAYERS else None
 
 
-def measure_baselines(job_folder: Path, train: str, test: str, seed: int) -> list[Outcome]:
-    """Raw pixels and the untrained encoder of a finished run, probed as the runs are."""
-    names: dict[Candidate, str] = {"pixels": "raw pixels", "random": "untrained encoder"}
+def take_last_layer(encoder: Encoder, features: Features) -> Features:
+    """What the encoder gives as features of its last layer alone, from those of its last layers side by side."""
+    if encoder.num_layers == 1:
+        return features
+    weight, bias = (part.detach().cpu().numpy() for part in encoder.vit.norm.parameters())
+    return replace(features, pooled=features.pooled[:, -encoder.width :] * weight + bias)
+
+
+def measure_baselines(folders: Sequence[Path], train: str, test: str) -> list[Outcome]:
+    """Raw pixels, and the untrained encoder of each finished run, probed as the runs are. folders: of seeds 0, 1, ..."""
+    baselines: list[tuple[Candidate, str, int]] = [("pixels", "raw pixels", 0)]
+    baselines += [("random", "untrained encoder", seed) for seed in range(len(folders))]
     found = []
-    for candidate, name in names.items():
-        knn, linear = evaluate_many(job_folder, [candidate], ["knn", "linear"], train, test, device="cpu")
+    for candidate, name, seed in baselines:
+        knn, linear = evaluate_many(folders[seed], [candidate], ["knn", "linear"], train, test, device="cpu")
         found.append(Outcome(name, seed, 100 * knn["accuracy"], 100 * linear["accuracy"], None, None, 0, ""))
     return found
 

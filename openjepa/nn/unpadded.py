@@ -112,7 +112,9 @@ def _attend(
 
 
 def take_rows(places: Float[Tensor, "all_places width"], row_places: Int[Tensor, " rows"]) -> Float[Tensor, "rows width"]:
-    """The rows at these places."""
+    """The rows at these places; where they are all places, the places themselves."""
+    if len(row_places) == len(places):
+        return places
     rows: Tensor = _TakeRows.apply(places, row_places)
     return rows
 
@@ -121,6 +123,8 @@ def put_rows(
     rows: Float[Tensor, "rows width"], row_places: Int[Tensor, " rows"], num_places: int
 ) -> Float[Tensor, "{num_places} width"]:
     """The rows back at their places, zeros elsewhere: the adjoint of take_rows."""
+    if len(row_places) == num_places:
+        return rows
     places: Tensor = _PutRows.apply(rows, row_places, num_places)
     return places
 

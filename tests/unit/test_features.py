@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from openjepa.compare import take_last_layer
 from openjepa.data.decode import Decoded, DecodeError
 from openjepa.data.sources import open_source
 from openjepa.evals.features import ImageEncoder, RawPixels, extract_features, stream_features
@@ -51,6 +52,19 @@ class Wobbly(nn.Module):
 def make_encoder():
     torch.manual_seed(0)
     return Encoder(VisionTransformer((28, 28), 7, 1, (32, 2, 4, 4.0)), [0.286], [0.353])
+
+
+def test_the_last_layer_is_read_from_the_last_four():
+    torch.manual_seed(0)
+    vit = VisionTransformer((28, 28), 7, 1, (32, 4, 4, 4.0))
+    nn.init.normal_(vit.norm.weight)
+    nn.init.normal_(vit.norm.bias)
+    one, four = (Encoder(vit, [0.286], [0.353], layers) for layers in (1, 4))
+    source = open_source("sample:test", 1)
+    wanted = extract_features(one, source).pooled
+    found = take_last_layer(four, extract_features(four, source)).pooled
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+    assert take_last_layer(one, extract_features(one, source)).pooled.shape == wanted.shape
 
 
 def test_features_are_the_encoder_s_in_the_order_of_the_source():
