@@ -22,6 +22,7 @@ from rich.console import Console
 
 from openjepa.apply import Candidate, evaluate_many, load_encoder, open_labelled
 from openjepa.config import Recipe, build_recipe
+from openjepa.engine.precision import pick_device
 from openjepa.evals import PROTOCOLS
 from openjepa.evals.features import Features, extract_features
 from openjepa.nn.encoder import Encoder
@@ -155,9 +156,10 @@ def run_job(job: Job) -> Outcome:
 def _probe(job: Job) -> tuple[float, float, float | None]:
     """Accuracies in per cent of the run's context encoder, whose features are extracted once: a pass costs more than a probe."""
     depth = job.recipe.model.encoder_shape[1]
-    encoder = load_encoder(job.folder, "context", job.recipe.train.device, min(depth, PAPER_LAYERS))
+    device = pick_device(job.recipe.train.device)
+    encoder = load_encoder(job.folder, "context", str(device), min(depth, PAPER_LAYERS))
     sources = [open_labelled(spec, encoder.channels) for spec in (job.train, job.test)]
-    train, test = (extract_features(encoder, source, device=job.recipe.train.device) for source in sources)
+    train, test = (extract_features(encoder, source, device=device) for source in sources)
     last_train, last_test = take_last_layer(encoder, train), take_last_layer(encoder, test)
     knn, linear = (100 * PROTOCOLS[protocol](last_train, last_test, 0).accuracy for protocol in ("knn", "linear"))
     return knn, linear, 100 * PROTOCOLS["linear"](train, test, 0).accuracy if depth >= PAPER_LAYERS else None
