@@ -29,7 +29,11 @@ MULTIBLOCK = {
     "mask.sampler": "multiblock", "mask.num_contexts": 1, "mask.context_scale": (0.85, 1.0), "mask.context_aspect": (1.0, 1.0),
     "mask.num_targets": 4, "mask.target_scale": (0.15, 0.2),
 }  # fmt: skip
-SOLVED = {"mask.context_scale": (0.0625, 0.083), "mask.target_scale": (0.066, 0.099)}  # the seed's 25 % / 15 %
+UNION = {  # the seed's sampler: on a grid of 7 x 7, 49 % context and 20 % target
+    "mask.sampler": "union", "mask.num_contexts": 4, "mask.context_scale": (0.15, 0.2), "mask.context_aspect": (0.75, 1.5),
+    "mask.num_targets": 2, "mask.target_scale": (0.1, 0.15),
+}  # fmt: skip
+SOLVED = UNION | {"mask.context_scale": (0.0625, 0.083), "mask.target_scale": (0.066, 0.099)}  # the seed's 25 % / 15 %
 NONE = {"method.regularizer": "none", "method.regularizer_weight": 0.0, "method.regularizer_on": "pooled"}
 
 
@@ -75,7 +79,11 @@ QUESTIONS: dict[str, list[Variant]] = {
         Variant("multi-block, full context (the paper)", MULTIBLOCK),
         Variant("multi-block, cut context (the release)", MULTIBLOCK | {"mask.fidelity": "released"}),
         Variant("multi-block, per block", MULTIBLOCK | {"method.predict": "per_block"}),
-        Variant("25 % / 15 %", SOLVED),
+        Variant("union of four blocks (the seed's code)", UNION),
+        Variant("union of blocks, 25 % / 15 % (the seed's words)", SOLVED),
+        Variant("random, 15 % / 85 %", {"mask.context_scale": (0.15, 0.15), "mask.target_scale": (0.85, 0.85)}),
+        Variant("random, 40 % / 60 %", {"mask.context_scale": (0.4, 0.4), "mask.target_scale": (0.6, 0.6)}),
+        Variant("random, 25 % / 40 %", {"mask.target_scale": (0.4, 0.4)}),
     ],
     "predictor": [
         AS_IS,

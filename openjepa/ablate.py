@@ -1,8 +1,8 @@
 """The seed description's five ablations, with one encoder, one data set and one budget for all rows of a table.
 
 Each table has the seed's rows and, beside what was measured, the seed's claim (ImageNet-1K linear probe, ViT-H/14; spec.md, "The
-seed's figures"). Masks cover about the seed's 25 % (context) and 15 % (target) in every row; predictors are to the recipe's own
-as the seed's are to its 384 x 6. Left out: fine-tuning, and any table the seed has not.
+seed's figures"). Masks cover about the seed's 25 % (context) and 15 % (target) in the table of masks, and are the recipe's in the
+others; predictors are to the recipe's own as the seed's to its 384 x 6. Left out: fine-tuning, and any table the seed has not.
 """
 
 from __future__ import annotations
