@@ -102,8 +102,9 @@ QUESTIONS: dict[str, list[Variant]] = {
 
 
 def list_rivals(base: Recipe) -> list[Variant]:
-    """The recipe and its rivals: MAE, the paper's and the seed's, with the recipe's own encoder, predictor, images and batch.
+    """The recipe and its rivals: MAE without and with our regulariser, the paper's and the seed's recipes.
 
+    All have the recipe's own encoder, predictor, images and batch.
     Learning rates are the rivals' own and are not scaled down from their large batches, which would leave them standing still.
     """
     variants = [AS_IS]
@@ -124,6 +125,8 @@ def list_rivals(base: Recipe) -> list[Variant]:
         if name == "paper_vit_base_16":
             changes["mask.fidelity"] = "released"
         variants.append(Variant(words, changes))
+        if name == "mae_demo":  # what the anti-collapse term does alone, without a target encoder
+            variants.append(Variant("MAE with VICReg on tokens", changes | act("vicreg", 0.3, "tokens")))
     return variants
 
 

@@ -28,7 +28,7 @@ from openjepa.records import RunFolder, write_atomic
 
 MARKS = (70, 75, 80, 85)  # per cent
 PROBE = ("sample:train", "sample:test")  # 10,000 labels and 2,000 test images: seconds a probe, not minutes
-COLOURS = ("#0b6e4f", "#c8553d", "#3d5a80", "#8d6a9f")
+COLOURS = ("#0b6e4f", "#c8553d", "#e0a458", "#3d5a80", "#8d6a9f")
 
 Curve = list[tuple[float, float]]  # minutes of training, 20-NN accuracy in per cent
 
