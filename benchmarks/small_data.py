@@ -63,6 +63,8 @@ QUESTIONS: dict[str, list[Variant]] = {
         Variant("the last layer alone", {"method.target_layers": 1}),
         Variant("mean of the last 4 layers", {"method.target_layers": 4}),
         Variant("target patches seen alone", {"method.target_input": "patches"}),
+        Variant("average-pooled features", {"method.targets": "pooled"}),
+        Variant("pixels", {"method.targets": "pixels"}),
     ],
     "momentum": [
         AS_IS,
@@ -73,7 +75,12 @@ QUESTIONS: dict[str, list[Variant]] = {
         Variant("0.98 to 0.998", {"momentum.schedule": "linear", "momentum.start": 0.98, "momentum.end": 0.998}),
         Variant("0.996 to 1", {"momentum.schedule": "linear", "momentum.start": 0.996, "momentum.end": 1.0}),
     ],
-    "rate": [AS_IS, *(Variant(f"learning rate {rate:g}", {"optim.lr": rate}) for rate in (1e-3, 3e-3, 6e-3, 1e-2))],
+    "rate": [
+        AS_IS,
+        *(Variant(f"learning rate {rate:g}", {"optim.lr": rate}) for rate in (1e-3, 3e-3, 6e-3, 1e-2)),
+        Variant("batch 64", {"data.batch_size": 64}),
+        Variant("batch 256", {"data.batch_size": 256}),
+    ],
     "masks": [
         AS_IS,
         Variant("multi-block, full context (the paper)", MULTIBLOCK),
