@@ -143,6 +143,7 @@ def main() -> None:
     parser.add_argument("question", choices=[*QUESTIONS, "rivals"])
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--data", default=FASHION)
+    parser.add_argument("--labels", help="labelled images to fit the probes on, if not those of --data")
     parser.add_argument("--test")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--minutes", type=float)
@@ -161,11 +162,13 @@ def main() -> None:
     variants = [Variant(row.name, budget | row.changes) for row in rows]
     out, test = asked.out / asked.question, asked.test or name_held_out(asked.data) or asked.data
     outcomes = compare(
-        variants, base, asked.data, test, seeds=asked.seeds, out=out, jobs=asked.jobs,
+        variants, base, asked.data, test, seeds=asked.seeds, out=out, labels=asked.labels, jobs=asked.jobs,
         note=lambda line: print(line, file=sys.stderr, flush=True),
     )  # fmt: skip
     folders = [out / f"{slug(AS_IS.name)}-{seed}" for seed in range(asked.seeds)]
-    write_atomic(out / "table.md", tabulate([*outcomes, *measure_baselines(folders, asked.data, test)], AS_IS.name) + "\n")
+    write_atomic(
+        out / "table.md", tabulate([*outcomes, *measure_baselines(folders, asked.labels or asked.data, test)], AS_IS.name) + "\n"
+    )
     record = {
         "benchmark": "small_data", "command": " ".join(["python", *sys.argv]), "question": asked.question, "recipe": base.name,
         "outcomes": [asdict(outcome) for outcome in outcomes], "table": str(out / "table.md"),

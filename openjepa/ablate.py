@@ -44,6 +44,7 @@ def ablate(
     out: Path,
     *,
     seeds: int,
+    labels: str | None = None,
     minutes: float | None = None,
     steps: int | None = None,
     jobs: int = 1,
@@ -51,7 +52,8 @@ def ablate(
 ) -> str:
     """Run a table's rows with every seed and give the table in Markdown, which OUT/table.md holds as well.
 
-    minutes or steps: the budget of each run; exactly one of them. Raises ValueError as compare does.
+    labels: labelled images to fit the probes on; those of train if not given. minutes or steps: the budget of each run; exactly
+    one of them. Raises ValueError as compare does.
     """
     if (minutes is None) == (steps is None):
         raise ValueError("a budget is either --minutes or --steps")
@@ -63,14 +65,17 @@ def ablate(
         Row(Variant(row.variant.name, budget | row.variant.changes), row.claim, row.claimed_speed)
         for row in list_rows(ablation, base)
     ]
-    outcomes = compare([row.variant for row in rows], base, train, test, seeds=seeds, out=out, jobs=jobs, note=note)
+    outcomes = compare(
+        [row.variant for row in rows], base, train, test, seeds=seeds, out=out, labels=labels, jobs=jobs, note=note
+    )
     chosen = rows[-1].variant.name
-    outcomes += measure_baselines([out / f"{slug(chosen)}-{seed}" for seed in range(seeds)], train, test)
+    outcomes += measure_baselines([out / f"{slug(chosen)}-{seed}" for seed in range(seeds)], labels or train, test)
     extra = {"the seed's claim": [f"{row.claim:.1f}" for row in rows]}
     if any(row.claimed_speed for row in rows):
         extra["the seed's speed"] = [f"{row.claimed_speed:.1f}" for row in rows]
     length = f"{minutes:g} minutes" if minutes else f"{steps} steps"
-    title = f"{ablation}: recipe {base.name}, {train}, {length} a run, {jobs} at a time"
+    probed = f", probes on {labels}" if labels else ""
+    title = f"{ablation}: recipe {base.name}, {train}{probed}, {length} a run, {jobs} at a time"
     table = f"{title}\n\n{tabulate(outcomes, chosen, extra)}\n"
     write_atomic(out / "table.md", table)
     return table

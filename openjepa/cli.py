@@ -334,6 +334,7 @@ def ablate(
     table: Annotated[Positional[Literal["masking", "target", "momentum", "predictor", "augmentation"]], arg(metavar="TABLE")],
     data: str,
     out: Path,
+    labels: str | None = None,
     test: str | None = None,
     recipe: str = "demo",
     minutes: float | None = None,
@@ -345,9 +346,10 @@ def ablate(
 
     Args:
         table: masking, target, momentum, predictor or augmentation.
-        data: Labelled images: what the runs are trained on, without the labels, and the probes are fitted on, with them.
+        data: Images: what the runs are trained on, without labels.
         out: The folder to write: a run folder for each row and seed, and table.md. What is there already is not run again.
-        test: Labelled images to test the probes on; the test part beside DATA if not given.
+        labels: Labelled images to fit the probes on; those of DATA if not given.
+        test: Labelled images to test the probes on; the test part beside the labels if not given.
         recipe: The recipe whose keys the rows change: a shipped one's name or a YAML file.
         minutes: Training time of each run.
         steps: Optimizer steps of each run, in place of minutes.
@@ -357,12 +359,12 @@ def ablate(
     from openjepa.ablate import ablate as run_rows
     from openjepa.data.sources import name_held_out
 
-    held_out = test or name_held_out(data)
+    held_out = test or name_held_out(labels or data)
     if held_out is None:
-        raise ValueError(f"no test images are known for {data}; name them with --test")
+        raise ValueError(f"no test images are known for {labels or data}; name them with --test")
     base = config.load_recipe(recipe)
     print(run_rows(
-        table, base, data, held_out, out, seeds=seeds, minutes=minutes, steps=steps, jobs=jobs,
+        table, base, data, held_out, out, seeds=seeds, labels=labels, minutes=minutes, steps=steps, jobs=jobs,
         note=lambda line: print(line, file=sys.stderr, flush=True),
     ))  # fmt: skip
 

@@ -50,6 +50,7 @@ class Job:
     seed: int
     recipe: Recipe
     train: str
+    labels: str
     test: str
     folder: Path
     threads: int
@@ -98,25 +99,29 @@ def compare(
     *,
     seeds: int,
     out: Path,
+    labels: str | None = None,
     jobs: int = 1,
     probe: tuple[str, str] | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> list[Outcome]:
     """Run every variant with seeds 0, 1, ... and give what came out, by seed, then variant.
 
-    train: labelled images, which the runs see without labels and the probes with them; test: what the probes are tested on.
-    out: the folder of run folders NAME-SEED. jobs: runs at the same time, which share the machine's cores. probe: labelled
-    training and test images to measure 20-NN accuracy on while training, every health.probe_every_steps. note is told of each
-    run. Raises ValueError if a change does not fit or the folder holds runs of other settings.
+    train: images, which the runs see without labels; labels: labelled images to fit the probes on, those of train if not given;
+    test: what the probes are tested on. out: the folder of run folders NAME-SEED. jobs: runs at the same time, which share the
+    machine's cores. probe: labelled training and test images to measure 20-NN accuracy on while training, every
+    health.probe_every_steps. note is told of each run. Raises ValueError if a change does not fit or the folder holds runs of
+    other settings.
     """
-    for spec in (train, test):
+    labels = labels or train
+    for spec in (labels, test):
         open_labelled(spec, base.data.channels)
     threads = max(len(os.sched_getaffinity(0)) // jobs, 1)
     todo = []
     for seed in range(seeds):
         for variant in variants:
             recipe = apply_changes(base, variant.changes | {"train.seed": seed}, variant.name)
-            todo.append(Job(variant.name, seed, recipe, train, test, out / f"{slug(variant.name)}-{seed}", threads, probe))
+            folder = out / f"{slug(variant.name)}-{seed}"
+            todo.append(Job(variant.name, seed, recipe, train, labels, test, folder, threads, probe))
     if jobs == 1:
         return [_told(run_job(job), note, place, len(todo)) for place, job in enumerate(todo, 1)]
     # A fresh interpreter each: forked PyTorch threads hang.
@@ -132,11 +137,11 @@ def run_job(job: Job) -> Outcome:
     folder = RunFolder(job.folder)
     done = job.folder / "outcome.json"
     if done.is_file():
-        found = read_json(done)
-        recorded = folder.read_run()
-        if recorded["recipe"] != json.loads(job.recipe.model_dump_json()) or recorded["data"] != job.train:
+        found, recorded = read_json(done), folder.read_run()
+        has = [recorded["recipe"], recorded["data"], found["labels"], found["test"]]
+        if has != [json.loads(job.recipe.model_dump_json()), job.train, job.labels, job.test]:
             raise ValueError(f"{job.folder} holds a run of other settings; choose another folder")
-        return Outcome(**found)
+        return Outcome(**found["outcome"])
     torch.set_num_threads(job.threads)
     try:
         probe_train, probe_test = job.probe or (None, None)
@@ -150,7 +155,7 @@ def run_job(job: Job) -> Outcome:
     rows = folder.read_metrics("train")
     speed = statistics.median(row["images_per_s"] for row in rows[1:] or rows)
     outcome = Outcome(job.variant, job.seed, knn, linear, linear_4, speed, folder.read_run()["total_steps"], label)
-    write_json(done, asdict(outcome))
+    write_json(done, {"outcome": asdict(outcome), "labels": job.labels, "test": job.test})
     return outcome
 
 
@@ -159,7 +164,7 @@ def _probe(job: Job) -> tuple[float, float, float | None]:
     depth = job.recipe.model.encoder_shape[1]
     device = pick_device(job.recipe.train.device)
     encoder = load_encoder(job.folder, "context", str(device), min(depth, PAPER_LAYERS))
-    sources = [open_labelled(spec, encoder.channels) for spec in (job.train, job.test)]
+    sources = [open_labelled(spec, encoder.channels) for spec in (job.labels, job.test)]
     train, test = (extract_features(encoder, source, device=device) for source in sources)
     last_train, last_test = take_last_layer(encoder, train), take_last_layer(encoder, test)
     knn, linear = (100 * PROTOCOLS[protocol](last_train, last_test, 0).accuracy for protocol in ("knn", "linear"))
@@ -174,7 +179,7 @@ def take_last_layer(encoder: Encoder, features: Features) -> Features:
     return replace(features, pooled=features.pooled[:, -encoder.width :] * weight + bias)
 
 
-def measure_baselines(folders: Sequence[Path], train: str, test: str) -> list[Outcome]:
+def measure_baselines(folders: Sequence[Path], labels: str, test: str) -> list[Outcome]:
     """Raw pixels, and the untrained encoder of each finished run, probed as the runs are. folders: of seeds 0, 1, ...
 
     Images of more than MOST_PIXELS get no linear probe of their pixels: it would take longer than the runs.
@@ -186,7 +191,7 @@ def measure_baselines(folders: Sequence[Path], train: str, test: str) -> list[Ou
     found = []
     for candidate, name, seed in baselines:
         protocols = ["knn"] if candidate == "pixels" and num_pixels > MOST_PIXELS else ["knn", "linear"]
-        records = evaluate_many(folders[seed], [candidate], protocols, train, test, device="cpu")
+        records = evaluate_many(folders[seed], [candidate], protocols, labels, test, device="cpu")
         knn, linear = [100 * record["accuracy"] for record in records] + [None] * (2 - len(records))
         found.append(Outcome(name, seed, knn, linear, None, None, 0, ""))
     return found

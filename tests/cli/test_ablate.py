@@ -1,6 +1,7 @@
 """`openjepa ablate` as a user runs it, on small labelled scenes; and its table against sums done by hand."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,10 +61,29 @@ def test_a_table_runs_every_row_and_seed_once(scenes: Path, tiny: Path, tmp_path
     again = run(*arguments)
     assert again.stdout == first.stdout
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")} == stamps
-    other = run(*arguments, "--recipe", "demo")
-    assert other.returncode == 2
-    assert "holds a run of other settings" in other.stderr
-    assert "Traceback" not in other.stderr
+    train, test = str(scenes / "train"), str(scenes / "test")
+    for change in (["--recipe", "demo"], ["--labels", test, "--test", test], ["--test", train]):
+        other = run(*arguments, *change)
+        assert other.returncode == 2, change
+        assert "holds a run of other settings" in other.stderr
+        assert "Traceback" not in other.stderr
+
+
+def test_runs_learn_from_images_without_labels(scenes: Path, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for file in sorted((scenes / "train").rglob("*.png"))[:60]:
+        shutil.copy(file, tmp_path / "photos" / f"{file.parent.name}-{file.name}")
+    arguments = ["ablate", "masking", "--data", str(tmp_path / "photos"), "--recipe", str(tiny), "--out", str(tmp_path / "out")]
+    arguments += ["--steps", "2", "--seeds", "1"]
+    without = run(*arguments, "--test", str(scenes / "test"))
+    assert without.returncode == 2
+    assert "has no labels" in without.stderr
+    found = run(*arguments, "--labels", str(scenes / "train"))
+    assert found.returncode == 0, found.stderr
+    facts = json.loads((tmp_path / "out" / "multi-block-0" / "run.json").read_text())
+    assert (facts["data"], facts["num_images"]) == (str(tmp_path / "photos"), 60)
+    record = json.loads((tmp_path / "out" / "multi-block-0" / "outcome.json").read_text())
+    assert (record["labels"], record["test"]) == (str(scenes / "train"), str(scenes / "test"))
 
 
 @pytest.mark.parametrize(
