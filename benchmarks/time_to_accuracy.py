@@ -66,7 +66,7 @@ def tabulate(curves: dict[str, list[Curve]], pixels: float) -> str:
 
 def draw(curves: dict[str, list[Curve]], pixels: float, path: Path) -> None:
     """One line a run, one colour a recipe, the marks and raw pixels as lines across."""
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    figure = Figure(figsize=(10, 4.8), layout="constrained")
     axes = figure.subplots()
     for (name, runs), colour in zip(curves.items(), COLOURS, strict=True):
         for place, curve in enumerate(runs):
@@ -78,7 +78,7 @@ def draw(curves: dict[str, list[Curve]], pixels: float, path: Path) -> None:
     axes.set_ylabel("20-NN accuracy, %")
     axes.set_title("Time to accuracy, one line a seed", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=120)
 
 
@@ -102,7 +102,10 @@ def main() -> None:
         note=lambda line: print(line, file=sys.stderr, flush=True),
     )  # fmt: skip
     folders = {row.name: [RunFolder(asked.out / f"{slug(row.name)}-{seed}") for seed in range(asked.seeds)] for row in variants}
-    curves = {name: [read_curve(run, base.data.batch_size) for run in runs] for name, runs in folders.items()}
+    curves = {
+        f"recipe {base.name}" if name == variants[0].name else name: [read_curve(run, base.data.batch_size) for run in runs]
+        for name, runs in folders.items()
+    }
     pixels = 100 * folders[variants[0].name][0].read_metrics("probe")[0]["knn_raw_pixels"]
     write_atomic(asked.out / "table.md", tabulate(curves, pixels))
     draw(curves, pixels, asked.out / "time_to_accuracy.png")
