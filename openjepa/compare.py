@@ -138,7 +138,7 @@ def run_job(job: Job) -> Outcome:
     done = job.folder / "outcome.json"
     if done.is_file():
         found, recorded = read_json(done), folder.read_run()
-        has = [recorded["recipe"], recorded["data"], found["labels"], found["test"]]
+        has = [recorded["recipe"], recorded["data"], found.get("labels"), found.get("test")]
         if has != [json.loads(job.recipe.model_dump_json()), job.train, job.labels, job.test]:
             raise ValueError(f"{job.folder} holds a run of other settings; choose another folder")
         return Outcome(**found["outcome"])
