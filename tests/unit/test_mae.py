@@ -28,7 +28,7 @@ def test_the_recipes_hide_all_but_a_quarter_on_every_grid(recipe):
 def test_the_demo_yardstick_differs_from_the_demo_in_the_method_alone():
     demo, mae = load_recipe("demo"), load_recipe("mae_demo")
     sections = {key.partition(".")[0] for key in changed_keys(demo, mae)} - {"name", "description"}
-    assert sections <= {"mask", "method", "momentum", "optim", "train"}  # momentum: MAE has none
+    assert sections <= {"method", "momentum", "optim", "train"}  # momentum: MAE has none
     assert mae.momentum == Momentum()
     assert set(changed_keys(demo, mae)) & {"train.max_minutes", "train.seed", "train.precision"} == set()
     shares = [recipe.optim.warmup_epochs / recipe.train.epochs for recipe in (demo, mae)]
