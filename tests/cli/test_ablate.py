@@ -63,7 +63,7 @@ def test_a_table_runs_every_row_and_seed_once(scenes: Path, tiny: Path, tmp_path
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")} == stamps
     train, test = str(scenes / "train"), str(scenes / "test")
     for change in (["--recipe", "demo"], ["--labels", test, "--test", test], ["--test", train]):
-        other = run(*arguments, *change)
+        other = run(*arguments, *change, "--jobs", "1")
         assert other.returncode == 2, change
         assert "holds a run of other settings" in other.stderr
         assert "Traceback" not in other.stderr
