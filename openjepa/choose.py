@@ -34,7 +34,7 @@ class ViewRule(NamedTuple):
 VIEWS = (
     ViewRule(128, 16, "minimal"),
     ViewRule(48, 8, "minimal"),
-    ViewRule(16, 4, "none"),  # tiny and centred, as in Fashion-MNIST: crops cost k-NN accuracy (recipes/demo.yaml)
+    ViewRule(16, 4, "none"),  # tiny and centred, as in Fashion-MNIST: crops cost the linear probe 1.8 points (docs/small-data.md)
     ViewRule(8, 2, "none"),
 )
 SMALLEST_VIEW_PX = VIEWS[-1].from_px

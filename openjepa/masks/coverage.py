@@ -48,21 +48,21 @@ def measure_coverage(
 
     Padding depends on batch_size, and with mask.fidelity released so does the context. Raises ValueError like check_masks.
     """
-    context_rate, target_rate, seen_rate = np.zeros((3, grid[0] * grid[1]))
+    context_rate, target_rate, unseen_rate = np.zeros((3, grid[0] * grid[1]))
     context_tokens = target_tokens = num_entries = 0
     for step, start in enumerate(range(0, num_images, batch_size)):
         masks = sample_masks(settings, grid, min(batch_size, num_images - start), seed=seed, step=step)
         context, target = _mark(masks.context_idx, context_rate.size), _mark(masks.target_idx.flatten(1), context_rate.size)
         context_rate += context.sum(axis=0) / num_images
         target_rate += target.sum(axis=0) / num_images
-        seen_rate += (context | target).sum(axis=0) / num_images
+        unseen_rate += (~(context | target)).sum(axis=0) / num_images
         context_tokens += int(masks.context_lengths.sum())
         target_tokens += int(masks.target_lengths.sum())
         num_entries += masks.context_idx.numel() + masks.target_idx.numel()
     return Coverage(
         context_frac=float(context_rate.mean()),
         target_frac=float(target_rate.mean()),
-        unseen_frac=float(1 - seen_rate.mean()),
+        unseen_frac=float(unseen_rate.mean()),
         context_rate=context_rate.reshape(grid),
         target_rate=target_rate.reshape(grid),
         context_tokens=context_tokens / num_images,

@@ -250,6 +250,13 @@ def test_solved_scales_give_the_seeds_stated_coverage():
     assert stated.context_frac > 0.4
 
 
+def test_masks_that_show_every_patch_leave_exactly_none_unseen():
+    recipe = config.load_recipe("demo")
+    coverage = measure_coverage(recipe.mask, recipe.grid)
+    assert (coverage.context_frac, coverage.target_frac) == pytest.approx((12 / 49, 37 / 49))
+    assert str(coverage.unseen_frac) == "0.0"  # summed as 1 - seen it was -4e-16, and printed as -0.0 %
+
+
 def test_solved_recipe_ships_the_solved_scales():
     name = "seed_vit_base_16_solved"
     if not (Path(config.__file__).parent / "recipes" / f"{name}.yaml").is_file():
