@@ -27,6 +27,8 @@ LEAST_UNTRAINED_RANK = 1.05  # at a first rank below this all images look the sa
 COLLAPSING_FRAC = 0.5  # share of the best rank so far, counted from 1, while still falling
 EXPLODED_LOSS = 10.0  # times the loss at the first measurement
 LEARNED_VARIANCE_FRAC = 0.05  # a predictor that explains less knows next to nothing
+KNOWN_VARIANCE_FRAC = 0.3  # a predictor that has explained this much once had learned something ...
+LOST_FRAC = 0.55  # ... and lost it at this share: 57 runs that learned kept 0.65 or more, three at too high a rate 0.53 or less
 MIN_MEASUREMENTS = 3  # below this there is no trend to judge
 
 
@@ -104,7 +106,8 @@ def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
             step,
         )
     momentum_too = " or raise momentum.start" if "context_target_drift" in now else ""  # MAE has no target encoder
-    if growth < COLLAPSED_GROWTH:
+    # Twice in a row: features of slow recipes first shrink towards a line, and then learn.
+    if growth < COLLAPSED_GROWTH and measure_growth(rows[:-1]) < COLLAPSED_GROWTH:
         return Verdict(
             "collapsed",
             f"images look more alike to the encoder than before training: {ranks}{cosine}.",
@@ -118,6 +121,15 @@ def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
             f"If it keeps falling, turn on method.regularizer vicreg or lower optim.lr{momentum_too}.",
             step,
         )
+    explained = now.get("explained_variance")
+    most_explained = max((row.get("explained_variance", 0.0) for row in rows), default=0.0)
+    if explained is not None and most_explained > KNOWN_VARIANCE_FRAC and explained < LOST_FRAC * most_explained:
+        return Verdict(
+            "diverging",
+            f"the predictor explains {explained:.0%} of the targets' variance, {most_explained:.0%} at its best; {ranks}.",
+            f"Start again with a lower optim.lr, a half or less{momentum_too}.",
+            step,
+        )
     if growth < HEALTHY_GROWTH:
         return Verdict(
             "not learning yet",
@@ -125,7 +137,6 @@ def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
             "Give it more steps; if this stays, turn on method.regularizer vicreg or change optim.lr.",
             step,
         )
-    explained = now.get("explained_variance")
     knows = "" if explained is None else f"; the predictor explains {explained:.0%} of the targets' variance"
     advice = "Go on; compare with the random encoder in the probe table."
     if explained is not None and explained < LEARNED_VARIANCE_FRAC:

@@ -40,7 +40,8 @@ def test_every_series_has_a_known_label_a_reason_and_advice(ranks):
 
 @given(RANKS)
 def test_features_on_a_line_are_never_healthy(ranks):
-    assert health.judge(make_rows([*ranks, 1.0])).label == "collapsed"
+    assert health.judge(make_rows([*ranks, 1.0])).label in ("collapsed", "collapsing")
+    assert health.judge(make_rows([*ranks, 1.0, 1.0])).label == "collapsed"
 
 
 @given(RANKS)
@@ -69,6 +70,7 @@ def test_a_rising_rank_is_never_called_collapsing(ranks):
         ([1.7, 4.0, 9.0], "healthy"),
         ([1.7, 1.7, 1.8], "not learning yet"),
         ([1.7, 1.2, 1.1], "collapsed"),
+        ([1.7, 1.5, 1.3], "collapsing"),  # as the seed's recipe began, which learned: once is not enough
         ([1.7, 12.0, 4.9], "collapsing"),
         ([1.7, 12.0, 4.0, 4.9], "healthy"),  # low, but no longer falling
         ([60.0, 61.0, 60.0], "healthy"),  # started from trained weights
@@ -89,6 +91,26 @@ def test_diverging_wins_over_all_else(last):
     assert health.judge(make_rows([1.7, 5.0, 9.0], **last)).label == "diverging"
     assert health.judge(make_rows([1.7], **({} if last == {"loss": 11.0} else last) | {"loss": math.nan})).label == "diverging"
     assert health.judge(make_rows([1.7, 5.0, 9.0], loss=9.0)).label == "healthy"
+
+
+def test_a_predictor_that_lost_what_it_knew_is_diverging_however_rich_the_features():
+    """As three runs at a rate too high for their width: ranks of 50 and more, and 20-NN accuracy no better than untrained."""
+    explained = (-3.3, 0.56, 0.42, 0.25, 0.1)
+    rows = make_rows([1.8, 38.6, 55.2, 56.2, 50.9])
+    rows = [row | {"explained_variance": value} for row, value in zip(rows, explained, strict=True)]
+    assert [verdict.label for verdict in health.replay(rows)] == ["too early", "too early", "healthy", "diverging", "diverging"]
+    assert "optim.lr" in health.judge(rows).advice
+
+
+@given(st.lists(st.floats(0.01, 1.0), min_size=3, max_size=10))
+def test_a_predictor_that_keeps_two_thirds_of_its_best_is_not_diverging(explained):
+    best, kept = 0.0, []
+    for value in explained:
+        kept.append(max(value, 2 / 3 * best))
+        best = max(best, kept[-1])
+    rows = make_rows([1.7, *[9.0] * (len(kept) - 1)])
+    rows = [row | {"explained_variance": value} for row, value in zip(rows, kept, strict=True)]
+    assert {verdict.label for verdict in health.replay(rows)} <= {"too early", "healthy"}
 
 
 def test_advice_names_no_momentum_where_there_is_no_target_encoder():
