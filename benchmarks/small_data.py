@@ -3,9 +3,9 @@
     python benchmarks/small_data.py regulariser --steps 800 --seeds 3 --jobs 2 --out runs/study
     python benchmarks/small_data.py rivals --minutes 30 --seeds 3 --out runs/rivals
 
-Writes OUT/QUESTION/table.md (the tables of docs/small-data.md) beside a run folder for each row and seed, and prints one JSON
-line. Run again, it goes on where it stopped. Without --data it takes Fashion-MNIST in ../shared: 60,000 images, all labels
-for the probes.
+Writes OUT/QUESTION.md (the tables of docs/small-data.md) beside a run folder for each row and seed, and prints one JSON line.
+Questions of one budget share a folder, and so the runs of a row that several have. Run again, it goes on where it stopped.
+Without --data it takes Fashion-MNIST in ../shared: 60,000 images, all labels for the probes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from openjepa.choose import choose
 from openjepa.compare import Variant, compare, lengthen, measure_baselines, slug, tabulate
-from openjepa.config import Recipe, changed_keys, load_recipe
+from openjepa.config import AUTO, Recipe, changed_keys, load_recipe
 from openjepa.data.sources import name_held_out
 from openjepa.engine.precision import pick_device
 from openjepa.machine import describe_machine, describe_versions
@@ -50,7 +51,6 @@ QUESTIONS: dict[str, list[Variant]] = {
         Variant("none", NONE),
         Variant("VICReg, pooled, 0.3", act("vicreg", 0.3, "pooled")),
         Variant("VICReg, tokens, 0.1", act("vicreg", 0.1, "tokens")),
-        Variant("VICReg, tokens, 0.3", act("vicreg", 0.3, "tokens")),
         Variant("VICReg, tokens, 1", act("vicreg", 1.0, "tokens")),
         Variant("VICReg, predictions, 0.3", act("vicreg", 0.3, "predictions")),
         Variant("SIGReg, pooled, 0.3", act("sigreg", 0.3, "pooled")),
@@ -60,7 +60,6 @@ QUESTIONS: dict[str, list[Variant]] = {
         AS_IS,
         Variant("not normalised", {"method.target_norm": "none"}),
         Variant("standardised over the batch", {"method.target_norm": "batch"}),
-        Variant("the last layer alone", {"method.target_layers": 1}),
         Variant("mean of the last 4 layers", {"method.target_layers": 4}),
         Variant("target patches seen alone", {"method.target_input": "patches"}),
         Variant("average-pooled features", {"method.targets": "pooled"}),
@@ -106,6 +105,11 @@ QUESTIONS: dict[str, list[Variant]] = {
         Variant("crops of 0.3 to 1 and flips", {"data.augmentation": "minimal", "data.crop_scale": (0.3, 1.0)}),
     ],
 }
+
+
+def open_recipe(name: str, data: str) -> Recipe:
+    """A recipe by its name or file; auto is the one that `--recipe auto` gives for these images on this machine."""
+    return choose(data)[0] if name == AUTO else load_recipe(name)
 
 
 def list_rivals(base: Recipe) -> list[Variant]:
@@ -154,24 +158,23 @@ def main() -> None:
     asked = parser.parse_args()
     if (asked.steps is None) == (asked.minutes is None):
         parser.error("a budget is either --steps or --minutes")
-    base = load_recipe(asked.recipe)
+    base = open_recipe(asked.recipe, asked.data)
     base = lengthen(base) if asked.minutes else base
     rows = list_rivals(base) if asked.question == "rivals" else QUESTIONS[asked.question]
     rows = [row for row in rows if not asked.only or row is AS_IS or row.name in asked.only]
     budget = {"train.max_steps": asked.steps, "train.max_minutes": asked.minutes}
     variants = [Variant(row.name, budget | row.changes) for row in rows]
-    out, test = asked.out / asked.question, asked.test or name_held_out(asked.data) or asked.data
+    test, table = asked.test or name_held_out(asked.data) or asked.data, asked.out / f"{asked.question}.md"
     outcomes = compare(
-        variants, base, asked.data, test, seeds=asked.seeds, out=out, labels=asked.labels, jobs=asked.jobs,
+        variants, base, asked.data, test, seeds=asked.seeds, out=asked.out, labels=asked.labels, jobs=asked.jobs,
         note=lambda line: print(line, file=sys.stderr, flush=True),
     )  # fmt: skip
-    folders = [out / f"{slug(AS_IS.name)}-{seed}" for seed in range(asked.seeds)]
-    write_atomic(
-        out / "table.md", tabulate([*outcomes, *measure_baselines(folders, asked.labels or asked.data, test)], AS_IS.name) + "\n"
-    )
+    folders = [asked.out / f"{slug(AS_IS.name)}-{seed}" for seed in range(asked.seeds)]
+    baselines = measure_baselines(folders, asked.labels or asked.data, test)
+    write_atomic(table, tabulate([*outcomes, *baselines], AS_IS.name) + "\n")
     record = {
         "benchmark": "small_data", "command": " ".join(["python", *sys.argv]), "question": asked.question, "recipe": base.name,
-        "outcomes": [asdict(outcome) for outcome in outcomes], "table": str(out / "table.md"),
+        "outcomes": [asdict(outcome) for outcome in outcomes], "table": str(table),
         "machine": describe_machine(pick_device(base.train.device)), "versions": describe_versions(),
     }  # fmt: skip
     print(json.dumps(record))

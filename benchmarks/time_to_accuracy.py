@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from small_data import FASHION, list_rivals
+from small_data import FASHION, list_rivals, open_recipe
 
 from openjepa.compare import Outcome, Variant, compare, lengthen, slug
-from openjepa.config import load_recipe
 from openjepa.data.sources import name_held_out
 from openjepa.engine.precision import pick_device
 from openjepa.machine import describe_machine, describe_versions
@@ -93,7 +92,7 @@ def main() -> None:
     parser.add_argument("--probe-every", type=int, default=300, help="steps between probes")
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
-    base = lengthen(load_recipe(asked.recipe))
+    base = lengthen(open_recipe(asked.recipe, asked.data))
     budget = {"train.max_minutes": asked.minutes, "train.max_steps": None, "health.probe_every_steps": asked.probe_every}
     variants = [Variant(row.name, budget | row.changes) for row in list_rivals(base)]
     test = name_held_out(asked.data) or asked.data

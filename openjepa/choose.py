@@ -1,8 +1,9 @@
 """`--recipe auto`: a recipe for these images on this machine, each choice with its reason and where that comes from.
 
-The fixed points are the recipes small_1k to small_1m (docs/small-data.md): the one nearest in number of images gives the method
-and every value of it, and a run sees as many views as that recipe does. What depends on the size of the images or on the machine
-is in the two tables below, and nowhere else. Left out: memory, which `--batch auto` measures.
+The fixed points are the recipes small_1k to small_1m (docs/small-data.md): the one nearest in number of images, or the largest
+that the machine is asked to do, gives the method and every value of it, and a run sees as many views as that recipe does. What
+depends on the size of the images or on the machine is in the two tables below, and nowhere else. Left out: memory, which
+`--batch auto` measures.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class MachineRule(NamedTuple):
     from_gpu_gb: float
     words: str
     largest_view_px: int
-    largest_model: str
+    largest_recipe: str
     minutes: float
 
 
@@ -93,10 +94,10 @@ def look_at_machine(device: str = "auto") -> MachineLook:
 def choose_recipe(look: DataLook, machine: MachineLook) -> tuple[Recipe, list[Choice]]:
     """The recipe, and every choice in it, in the order in which they follow from one another."""
     images = look.num_images
-    name = min(SMALL, key=lambda known: abs(math.log(images / SMALL[known])))
     rule = next(rule for rule in MACHINES if (machine.gpu_gb or 0) >= rule.from_gpu_gb)
-    model_name = min(name, rule.largest_model, key=lambda known: SMALL[known])
-    base, model = load_recipe(name), load_recipe(model_name).model
+    nearest = min(SMALL, key=lambda known: abs(math.log(images / SMALL[known])))
+    name = min(nearest, rule.largest_recipe, key=lambda known: SMALL[known])
+    base = load_recipe(name)
     view = next(view for view in VIEWS if max(min(look.side_px, rule.largest_view_px), SMALLEST_VIEW_PX) >= view.from_px)
     side_px = max(min(look.side_px, rule.largest_view_px), SMALLEST_VIEW_PX) // view.patch_px * view.patch_px
     batch = min(base.data.batch_size, 2 ** int(math.log2(images)))
@@ -108,7 +109,7 @@ def choose_recipe(look: DataLook, machine: MachineLook) -> tuple[Recipe, list[Ch
     values = base.model_dump()
     values["name"] = AUTO
     values["description"] = f"Chosen for {images:,} images of {look.side_px} px on {rule.words}, from {name}."
-    values["model"] = model.model_dump() | {"patch_size": view.patch_px}
+    values["model"]["patch_size"] = view.patch_px
     values["data"] |= {
         "image_size": side_px, "channels": look.channels, "augmentation": view.augmentation, "batch_size": batch,
         "workers": workers,
@@ -124,12 +125,12 @@ def choose_recipe(look: DataLook, machine: MachineLook) -> tuple[Recipe, list[Ch
     sampled = f"{look.num_looked_at:,} images looked at"
     lr = recipe.optim.lr * batch / (recipe.optim.lr_batch_size or batch)
     choices = [
-        Choice("recipe", name, f"nearest to {images:,} images in ratio, of {', '.join(SMALL)}; {STUDY}"),
+        Choice("recipe", name, _reason_recipe(images, name, nearest, rule)),
         Choice("data.image_size", side_px, _reason_size(look, rule, side_px)),
         Choice("data.channels", look.channels, f"{_name_channels(look.channels)}, of {sampled}"),
         Choice("model.patch_size", view.patch_px, f"{side} x {side} patches, as {table}"),
         Choice("data.augmentation", view.augmentation, f"as {table}; {STUDY}"),
-        Choice("model.encoder", recipe.model.encoder, f"{width} wide, {depth} layers: {_reason_model(name, model_name, rule)}"),
+        Choice("model.encoder", recipe.model.encoder, f"{width} wide, {depth} layers: {name}'s; {STUDY}"),
         Choice("data.batch_size", batch, f"{name}'s" if batch == base.data.batch_size else f"no more than {images:,} images"),
         Choice("train.epochs", epochs, f"as many views as {name} sees, {base.train.epochs:g} epochs of {SMALL[name]:,} images"),
         Choice("train.max_minutes", rule.minutes, f"our default for {rule.words}: ends there if the epochs are not over"),
@@ -170,8 +171,10 @@ def _name_channels(channels: int) -> str:
     return {1: "all grey", 3: "in colour"}.get(channels, f"arrays of {channels} channels")
 
 
-def _reason_model(name: str, model_name: str, rule: MachineRule) -> str:
-    return f"{name}'s" if name == model_name else f"{model_name}'s, the largest that {rule.words} gets; openjepa/choose.py"
+def _reason_recipe(images: int, name: str, nearest: str, rule: MachineRule) -> str:
+    if name != nearest:
+        return f"the largest that {rule.words} gets; {nearest} is nearest to {images:,} images; openjepa/choose.py"
+    return f"nearest to {images:,} images in ratio, of {', '.join(SMALL)}; {STUDY}"
 
 
 def _reason_regularizer(recipe: Recipe) -> str:
