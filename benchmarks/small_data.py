@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from openjepa.choose import choose
-from openjepa.compare import Variant, compare, lengthen, measure_baselines, slug, tabulate
+from openjepa.compare import Variant, apply_changes, compare, lengthen, measure_baselines, slug, tabulate
 from openjepa.config import AUTO, Recipe, changed_keys, load_recipe
 from openjepa.data.sources import name_held_out
 from openjepa.engine.precision import pick_device
@@ -43,15 +43,15 @@ def act(name: str, weight: float, place: str) -> dict[str, Any]:
     return {"method.regularizer": name, "method.regularizer_weight": weight, "method.regularizer_on": place}
 
 
-# The first row of a question is the recipe as it is; every other row changes what it names and nothing else.
+# The first row of a question is the recipe as it is; every other row changes what it names and nothing else. Rows that change
+# nothing in the recipe at hand are left out.
 AS_IS = Variant("as it is")
 QUESTIONS: dict[str, list[Variant]] = {
     "regulariser": [
         AS_IS,
         Variant("none", NONE),
         Variant("VICReg, pooled, 0.3", act("vicreg", 0.3, "pooled")),
-        Variant("VICReg, tokens, 0.1", act("vicreg", 0.1, "tokens")),
-        Variant("VICReg, tokens, 1", act("vicreg", 1.0, "tokens")),
+        *(Variant(f"VICReg, tokens, {weight:g}", act("vicreg", weight, "tokens")) for weight in (0.01, 0.03, 0.1, 0.3, 1)),
         Variant("VICReg, predictions, 0.3", act("vicreg", 0.3, "predictions")),
         Variant("SIGReg, pooled, 0.3", act("sigreg", 0.3, "pooled")),
         Variant("SIGReg, tokens, 0.3", act("sigreg", 0.3, "tokens")),
@@ -91,12 +91,20 @@ QUESTIONS: dict[str, list[Variant]] = {
         Variant("random, 40 % / 60 %", {"mask.context_scale": (0.4, 0.4), "mask.target_scale": (0.6, 0.6)}),
         Variant("random, 25 % / 40 %", {"mask.target_scale": (0.4, 0.4)}),
     ],
+    "encoder": [
+        AS_IS,
+        *(
+            Variant(f"{width} wide, rate {rate:g}", {"model.width": width, "model.predictor_width": width // 2, "optim.lr": rate})
+            for width, rate in ((96, 2.5e-3), (192, 2.5e-3), (192, 1.25e-3))
+        ),
+        Variant("6 deep", {"model.depth": 6}),
+        Variant("patches of 7 px", {"model.patch_size": 7}),
+    ],
     "predictor": [
         AS_IS,
         Variant("1 deep", {"model.predictor_depth": 1}),
         Variant("4 deep", {"model.predictor_depth": 4}),
-        Variant("half as wide", {"model.predictor_width": 24}),
-        Variant("twice as wide", {"model.predictor_width": 96}),
+        *(Variant(f"{width} wide", {"model.predictor_width": width}) for width in (24, 48, 96, 192)),
     ],
     "views": [
         AS_IS,
@@ -154,14 +162,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="*", help="names of rows; the first row is always run")
+    parser.add_argument("--only", nargs="*", help="names of rows, none for the first row alone, which is always run")
     asked = parser.parse_args()
     if (asked.steps is None) == (asked.minutes is None):
         parser.error("a budget is either --steps or --minutes")
     base = open_recipe(asked.recipe, asked.data)
     base = lengthen(base) if asked.minutes else base
     rows = list_rivals(base) if asked.question == "rivals" else QUESTIONS[asked.question]
-    rows = [row for row in rows if not asked.only or row is AS_IS or row.name in asked.only]
+    rows = [row for row in rows if row is AS_IS or apply_changes(base, row.changes, row.name) != base]
+    rows = [row for row in rows if asked.only is None or row is AS_IS or row.name in asked.only]
     budget = {"train.max_steps": asked.steps, "train.max_minutes": asked.minutes}
     variants = [Variant(row.name, budget | row.changes) for row in rows]
     test, table = asked.test or name_held_out(asked.data) or asked.data, asked.out / f"{asked.question}.md"
