@@ -42,7 +42,8 @@ def test_two_small_batches_tell_a_large_one():
     done = subprocess.run([sys.executable, "-c", program, json.dumps(VALUES)], capture_output=True, text=True, check=True)
     fixed, predicted, measured = (float(word) for word in done.stdout.split())
     assert measured - fixed > 100e6  # enough that noise of some MB does not matter
-    assert predicted - fixed == pytest.approx(measured - fixed, rel=0.3)
+    # A tenth to a quarter too much here, a third on a busy machine: too much costs some images of a batch, too little the run.
+    assert 0.8 * (measured - fixed) < predicted - fixed < 1.6 * (measured - fixed)
 
 
 def test_the_heaviest_batch_is_one_mask_heavier_than_nearly_all():
