@@ -28,7 +28,7 @@ COLLAPSING_FRAC = 0.5  # share of the best rank so far, counted from 1, while st
 EXPLODED_LOSS = 10.0  # times the loss at the first measurement
 LEARNED_VARIANCE_FRAC = 0.05  # a predictor that explains less knows next to nothing
 KNOWN_VARIANCE_FRAC = 0.3  # a predictor that has explained this much once had learned something ...
-LOST_FRAC = 0.55  # ... and lost it at this share: 57 runs that learned kept 0.65 or more, three at too high a rate 0.53 or less
+LOST_FRAC = 0.55  # ... and lost it at this share: 98 runs that learned kept 0.65 or more, three at too high a rate 0.53 or less
 MIN_MEASUREMENTS = 3  # below this there is no trend to judge
 
 
@@ -122,7 +122,7 @@ def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
             step,
         )
     explained = now.get("explained_variance")
-    most_explained = max((row.get("explained_variance", 0.0) for row in rows), default=0.0)
+    most_explained = max(row.get("explained_variance", 0.0) for row in rows)
     if explained is not None and most_explained > KNOWN_VARIANCE_FRAC and explained < LOST_FRAC * most_explained:
         return Verdict(
             "diverging",
