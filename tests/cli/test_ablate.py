@@ -61,6 +61,10 @@ def test_a_table_runs_every_row_and_seed_once(scenes: Path, tiny: Path, tmp_path
     again = run(*arguments)
     assert again.stdout == first.stdout
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")} == stamps
+    judge = [sys.executable, str(Path(__file__).parents[2] / "benchmarks/verdicts.py"), str(tmp_path / "out")]
+    judged = subprocess.run(judge, capture_output=True, text=True, check=False)
+    assert judged.returncode == 0, judged.stderr
+    assert "Right in 0 of 6 at a fifth, in 0 at the end" in judged.stdout, "two steps are too early to say anything"
     train, test = str(scenes / "train"), str(scenes / "test")
     for change in (["--recipe", "demo"], ["--labels", test, "--test", test], ["--test", train]):
         other = run(*arguments, *change, "--jobs", "1")
