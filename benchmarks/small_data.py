@@ -177,6 +177,8 @@ def main() -> None:
     base = lengthen(base) if asked.minutes else base
     budget = {"train.max_steps": asked.steps, "train.max_minutes": asked.minutes}
     rows = {question: list_rows(question, base, asked.only) for question in asked.questions}
+    if unknown := set(asked.only or ()) - {row.name for question in asked.questions for row in rows[question]}:
+        parser.error(f"--only: no such row, or one that changes nothing here: {', '.join(sorted(unknown))}")
     variants = {row.name: Variant(row.name, budget | row.changes) for question in asked.questions for row in rows[question]}
     test = asked.test or name_held_out(asked.data) or asked.data
     outcomes = compare(

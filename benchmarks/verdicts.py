@@ -3,8 +3,8 @@
     python benchmarks/verdicts.py runs/study runs/rivals [--runs]
 
 Reads the run folders that those leave, judges their health rows by the rules of today, and prints tables of docs/health.md; with
---runs, a line for each run first. The outcome is the test bed's (health_bed.py): *learned* is a 20-NN accuracy at least 5 points
-above that of the same encoder untrained, *worse* at least 5 below, *no better* in between, *diverged* a loss that is not finite.
+--runs, a line for each run first. Outcomes nearly as in the test bed (health_bed.py): *learned* is a 20-NN accuracy at least 5
+points above that of the same encoder untrained, *worse* at least 5 below, *no better* in between, *diverged* a loss not finite.
 Trains nothing; probes one untrained encoder for every shape, seed and data set.
 """
 
