@@ -138,7 +138,7 @@ def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
             step,
         )
     knows = "" if explained is None else f"; the predictor explains {explained:.0%} of the targets' variance"
-    advice = "Go on; compare with the random encoder in the probe table."
+    advice = "Go on. Rich features need not be useful ones: with labels, compare with --encoder random and --encoder pixels."
     if explained is not None and explained < LEARNED_VARIANCE_FRAC:
         advice = "Go on, but the predictor does no better than the mean target: if that stays, change optim.lr or the masks."
     return Verdict("healthy", f"{ranks}{cosine}{knows}.", advice, step)
