@@ -179,7 +179,7 @@ class Train(Section):
     max_steps: int | None = Field(default=None, ge=1)
     """Run this many optimizer steps instead; schedules shrink with it."""
     max_minutes: float | None = Field(default=None, gt=0)
-    """Time the first steps and fix the number of steps that fits; recorded, so that a resume is exact."""
+    """As many steps as fit: planned from the first ones, anew when the pace changes, and recorded, so that a resume is exact."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Arithmetic of the forward and backward passes; weights stay float32. A CPU that emulates bf16 or fp16 takes fp32."""
     accumulation_steps: int = Field(default=1, ge=1)

@@ -45,6 +45,10 @@ class Journal:
         if note is not None:
             self.progress.update(self.task, description=note)
 
+    def set_total(self, total_steps: int) -> None:
+        """The run has another number of steps now."""
+        self.progress.update(self.task, total=total_steps)
+
     def write(self, kind: str, row: dict[str, Any]) -> None:
         """A row for metrics.jsonl; its numbers also go to TensorBoard as kind/name."""
         self.folder.append_metrics({"kind": kind, **row})

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +29,7 @@ from openjepa.data.variety import check_number, find_problems
 from openjepa.engine.checkpoint import find_latest, load_checkpoint, save_checkpoint
 from openjepa.engine.fp8 import require_fp8
 from openjepa.engine.optim import load_state_tensors, state_tensors
+from openjepa.engine.pace import Pace
 from openjepa.engine.precision import choose_precision, measure_peak, pick_device
 from openjepa.initial import InitialWeights, open_initial
 from openjepa.journal import Journal
@@ -44,6 +47,7 @@ from openjepa.train import StepRecord
 MEASURED_FRAC = 0.05  # of max_minutes: at most so much goes into timing steps
 MIN_HEALTH_ROWS = 10  # a short run is measured more often than health.every_steps, or no trend could be seen
 JUDGED_METRICS = ("loss", "explained_variance", "explained_content", "content_frac")  # of a step, that health rows repeat
+PACE_ROWS = 4  # the last health measurements, between which a step is timed for a plan anew
 SPEED_ROWS = 5  # logged steps after which a run first says how fast it is; the very first is left out, it warms up
 
 
@@ -57,12 +61,14 @@ def start_run(recipe: Recipe, source: ImageSource, folder: RunFolder, initial: I
         method = make_method(recipe)
     parts = {"encoder": method.context_encoder, "predictor": method.predictor}
     device = pick_device(recipe.train.device)
+    total_steps = plan_steps(recipe, len(source), step_s)
     facts = {
         "name": recipe.name,
         "data": source.spec,
         "num_images": len(source),
         "recipe": recipe.model_dump(mode="json"),
-        "total_steps": plan_steps(recipe, len(source), step_s),
+        "total_steps": total_steps,
+        "plans": [(0, total_steps)],
         "measured_step_ms": None if step_s is None else 1000 * step_s,
         "mean": mean,
         "std": std,
@@ -96,7 +102,8 @@ def reopen_run(recipe: Recipe | None, source: ImageSource, folder: RunFolder, ac
         raise ValueError(f"{folder.path} was started with other settings: {listed}. Drop the changes or add --accept-changes")
     step_s = facts["measured_step_ms"] and facts["measured_step_ms"] / 1000
     if changes.keys() & {"train.max_steps", "train.max_minutes", "train.epochs", "data.batch_size", "number of images"}:
-        facts["total_steps"] = plan_steps(recipe, len(source), step_s)
+        total_steps = plan_steps(recipe, len(source), step_s)
+        facts |= {"total_steps": total_steps, "plans": [(0, total_steps)]}
     facts |= {"recipe": recipe.model_dump(mode="json"), "num_images": len(source), "data": source.spec, "finished": None}
     write_atomic(folder.recipe_yaml, to_yaml(recipe))
     write_json(folder.run_json, facts)
@@ -108,9 +115,11 @@ class Run:
 
     def __init__(self, recipe: Recipe, source: ImageSource, folder: RunFolder, facts: dict[str, Any], console: Console) -> None:
         self.recipe, self.source, self.folder, self.facts, self.console = recipe, source, folder, facts, console
-        self.total_steps: int = facts["total_steps"]
-        self.health_every = min(recipe.health.every_steps, max(self.total_steps // MIN_HEALTH_ROWS, 1))
-        self.trainer = make_trainer(recipe, facts["mean"], facts["std"], self.total_steps, facts["precision"])
+        self.pace = Pace((since, total) for since, total in facts.get("plans", [(0, facts["total_steps"])]))
+        self.most_steps = plan_steps(recipe, len(source), None)  # however much time there is
+        self.timed: deque[tuple[int, float]] = deque(maxlen=PACE_ROWS)  # steps done, seconds trained
+        self.trainer = make_trainer(recipe, facts["mean"], facts["std"], self.pace.planned_steps, facts["precision"])
+        self.trainer.schedules = replace(self.trainer.schedules, place=self.pace.place)
         if facts["precision"] != recipe.train.precision:
             console.print(
                 f"This CPU emulates {recipe.train.precision}, slowly: training in {facts['precision']}.", highlight=False
@@ -121,7 +130,18 @@ class Run:
         self.signals = SignalCatcher()
         self.probe: Probe | None = None
         self.start_step = 0
+        self.trained_before_s = 0.0  # by the sessions before this one
         self.journal: Journal
+
+    @property
+    def total_steps(self) -> int:
+        """The run's length as planned last."""
+        return self.pace.total_steps
+
+    @property
+    def health_every(self) -> int:
+        """Steps from one health measurement to the next."""
+        return min(self.recipe.health.every_steps, max(self.total_steps // MIN_HEALTH_ROWS, 1))
 
     def start_from(self, initial: InitialWeights) -> None:
         """Put the weights of an earlier checkpoint into the fresh method, after the probe has seen the untrained encoder."""
@@ -155,7 +175,7 @@ class Run:
         if info["scaler"]:
             trainer.scaler.load_state_dict(info["scaler"])
         trainer.num_skipped, trainer.skipped_in_a_row = info["num_skipped"], info["skipped_in_a_row"]
-        self.start_step = info["step"]
+        self.start_step, self.trained_before_s = info["step"], info.get("trained_s", 0.0)
         self.console.print(f"Resuming at step {self.start_step} of {self.total_steps} from {path.name}.", highlight=False)
 
     def save(self, step: int, permanent: bool) -> None:
@@ -169,6 +189,7 @@ class Run:
             "recipe": self.recipe.model_dump(mode="json"),
             "mean": self.facts["mean"],
             "std": self.facts["std"],
+            "trained_s": self._trained_s(),
             "num_skipped": trainer.num_skipped,
             "skipped_in_a_row": trainer.skipped_in_a_row,
             "scaler": trainer.scaler.state_dict(),
@@ -181,8 +202,10 @@ class Run:
         self.monitor = HealthMonitor(self.source, recipe.data.size, recipe.health.num_images)
         self.findings = find_problems(torch.cat(self.monitor.batches), len(self.source))
         self._warn()
-        batches = make_batches(recipe, self.source, self.start_step, self.total_steps)
-        with Journal(self.folder, self.start_step, self.total_steps, self.console) as self.journal, self.signals:
+        batches = make_batches(recipe, self.source, self.start_step, self.most_steps)
+        journal = Journal(self.folder, self.start_step, self.total_steps, self.console)
+        with journal as self.journal, self.signals, closing(batches):
+            self.started_s = time.perf_counter()
             if self.start_step == 0 and self.probe:
                 self._measure_probe(0)
             try:
@@ -211,6 +234,7 @@ class Run:
             self._log(record)
         if step % self.health_every == 0 or is_last:
             self._measure_health(record)
+            self._replan(step + 1)
         if self.probe and (is_last or (step + 1) % recipe.health.probe_every_steps == 0):
             self._measure_probe(step)
         stopping = self.signals.caught is not None
@@ -218,7 +242,7 @@ class Run:
         if due or is_last or stopping:
             self.save(step + 1, permanent=permanent or is_last)
         self.journal.advance(step)
-        return stopping and not is_last
+        return stopping or is_last
 
     def _checkpoint_due(self, step: int) -> tuple[bool, bool]:
         """Whether to save after this step, and whether to keep it for good: at the ends of epochs."""
@@ -278,6 +302,26 @@ class Run:
             self.journal.say(warning)
         self.journal.say(f"step {record.step}: {verdict.label}: {verdict.reason}")
 
+    def _trained_s(self) -> float:
+        """Seconds of training so far, this session's and earlier ones'; probes, which are for looking on, left out."""
+        return self.trained_before_s + time.perf_counter() - self.started_s
+
+    def _replan(self, done: int) -> None:
+        """If minutes end the run and the machine is faster or slower than planned, another number of steps."""
+        minutes = self.recipe.train.max_minutes
+        self.timed.append((done, self._trained_s()))
+        (since, since_s), (_, now_s) = self.timed[0], self.timed[-1]
+        if minutes is None or done == since:
+            return
+        step_s = (now_s - since_s) / (done - since)
+        planned = self.total_steps
+        if self.pace.replan(done, 60 * minutes - now_s, step_s, self.most_steps):
+            self.facts |= {"total_steps": self.total_steps, "plans": self.pace.plans}
+            write_json(self.folder.run_json, self.facts)
+            self.journal.set_total(self.total_steps)
+            words = f"a step takes {1000 * step_s:.0f} ms now: the run's minutes hold {self.total_steps} steps, not {planned}"
+            self.journal.say(f"step {done - 1}: {words}")
+
     def _warn(self) -> None:
         """What keeps this run from being of use, before it has cost any time."""
         lines = [f"{finding.words}." for finding in self.findings]
@@ -320,7 +364,9 @@ class Run:
         return row
 
     def _measure_probe(self, step: int) -> None:
+        began_s = time.perf_counter()
         row = self._call_probe()
+        self.started_s += time.perf_counter() - began_s
         self.journal.write("probe", {"step": step, "encoder": "context", **row})
         others = f"untrained encoder {row['knn_random_encoder']:.1%}, raw pixels {row['knn_raw_pixels']:.1%}"
         self.journal.say(f"step {step}: 20-NN {row['knn']:.1%} ({others})")

@@ -28,11 +28,12 @@ MAX_SKIPPED_IN_A_ROW = 10
 
 @dataclass(frozen=True)
 class Schedules:
-    """The run's length, and learning rate and momentum as functions of the step, counted from 0."""
+    """Learning rate and momentum as functions of a place, 0 to total_steps - 1, and each step's place (engine/pace.py)."""
 
     total_steps: int
-    lr: Callable[[int], float]
-    momentum: Callable[[int], float]
+    lr: Callable[[int | float], float]
+    momentum: Callable[[int | float], float]
+    place: Callable[[int], float] = float
 
 
 @dataclass
@@ -104,8 +105,9 @@ class Trainer:
         """One optimizer step on one batch."""
         step, schedules = batch.step, self.schedules
         torch.manual_seed(self.seed * 1_000_003 + step)  # whatever the method draws is a function of the step
-        lr, momentum = schedules.lr(step), schedules.momentum(step)
-        set_rates(self.optimizer, lr, step, schedules.total_steps)
+        place = schedules.place(step)
+        lr, momentum = schedules.lr(place), schedules.momentum(place)
+        set_rates(self.optimizer, lr, place, schedules.total_steps)
         metrics = self.accumulate_gradients(batch)
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.weights, self.clip_grad_norm)

@@ -46,7 +46,7 @@ def group_key(name: str, num_dims: int, num_layers: int, settings: Optim) -> tup
     return 1.0, decay
 
 
-def set_rates(optimizer: AdamW, lr: float, step: int, total_steps: int) -> None:
+def set_rates(optimizer: AdamW, lr: float, step: int | float, total_steps: int) -> None:
     """Give every group the step's learning rate and weight decay."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]

@@ -2,7 +2,7 @@
 
 Steps count from 0. Rates and decays take the value of step + 1, as the release does, so that the first step already moves;
 momentum takes the value of step. Source: arXiv 2301.08243, section A.1; pinned to the release's values to 1e-9 by
-tests/parity/test_schedules.py.
+tests/parity/test_schedules.py. A step may lie between two (engine/pace.py).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from typing import Literal
 
 
-def warmup_cosine(step: int, total_steps: int, warmup_steps: int, start: float, peak: float, final: float) -> float:
+def warmup_cosine(step: int | float, total_steps: int, warmup_steps: int, start: float, peak: float, final: float) -> float:
     """Linear from start to peak over the warm-up, then half a cosine down to final."""
     count = step + 1
     if count < warmup_steps:
@@ -25,13 +25,13 @@ def interpolate_cosine(progress: float, start: float, end: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def cosine_weight_decay(step: int, total_steps: int, start: float, end: float) -> float:
+def cosine_weight_decay(step: int | float, total_steps: int, start: float, end: float) -> float:
     """Weight decay, half a cosine from start to end."""
     return interpolate_cosine((step + 1) / total_steps, start, end)
 
 
 def target_momentum(
-    step: int, total_steps: int, schedule: Literal["cosine", "linear", "fixed"], start: float, end: float
+    step: int | float, total_steps: int, schedule: Literal["cosine", "linear", "fixed"], start: float, end: float
 ) -> float:
     """Momentum of the target encoder; fixed stays at start."""
     if schedule == "fixed":
