@@ -13,7 +13,7 @@ import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,7 @@ from openjepa.apply import Candidate, evaluate_many, load_encoder, open_labelled
 from openjepa.config import Recipe, build_recipe
 from openjepa.engine.precision import pick_device
 from openjepa.evals import PROTOCOLS
-from openjepa.evals.features import Features, extract_features
-from openjepa.nn.encoder import Encoder
+from openjepa.evals.features import extract_features, take_last_layer
 from openjepa.records import RunFolder, read_json, write_json
 from openjepa.run import pretrain
 
@@ -169,14 +168,6 @@ def _probe(job: Job) -> tuple[float, float, float | None]:
     last_train, last_test = take_last_layer(encoder, train), take_last_layer(encoder, test)
     knn, linear = (100 * PROTOCOLS[protocol](last_train, last_test, 0).accuracy for protocol in ("knn", "linear"))
     return knn, linear, 100 * PROTOCOLS["linear"](train, test, 0).accuracy if depth >= PAPER_LAYERS else None
-
-
-def take_last_layer(encoder: Encoder, features: Features) -> Features:
-    """What the encoder gives as features of its last layer alone, from those of its last layers side by side."""
-    if encoder.num_layers == 1:
-        return features
-    weight, bias = (part.detach().cpu().numpy() for part in encoder.vit.norm.parameters())
-    return replace(features, pooled=features.pooled[:, -encoder.width :] * weight + bias)
 
 
 def measure_baselines(folders: Sequence[Path], labels: str, test: str) -> list[Outcome]:

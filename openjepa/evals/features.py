@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from openjepa.data.loader import evaluation_batches
 from openjepa.data.sources import ImageSource
 from openjepa.engine.precision import Precision, autocast
-from openjepa.nn.encoder import EncoderOutput
+from openjepa.nn.encoder import Encoder, EncoderOutput
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -138,6 +138,14 @@ def stream_features(
                 )
             yield FeatureBatch(pooled.numpy(), image_idx.numpy(), skipped)
             progress.advance(task, len(image_idx) + len(skipped))
+
+
+def take_last_layer(encoder: Encoder, features: Features) -> Features:
+    """What the encoder gives as features of its last layer alone, from those of its last layers side by side."""
+    if encoder.num_layers == 1:
+        return features
+    weight, bias = (part.detach().cpu().numpy() for part in encoder.vit.norm.parameters())
+    return replace(features, pooled=features.pooled[:, -encoder.width :] * weight + bias)
 
 
 @contextmanager

@@ -5,10 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from openjepa.compare import take_last_layer
 from openjepa.data.decode import Decoded, DecodeError
 from openjepa.data.sources import open_source
-from openjepa.evals.features import ImageEncoder, RawPixels, extract_features, stream_features
+from openjepa.evals.features import ImageEncoder, RawPixels, extract_features, stream_features, take_last_layer
 from openjepa.nn.encoder import Encoder, VisionTransformer
 
 
