@@ -35,6 +35,7 @@ UNION = {  # the seed's sampler: on a grid of 7 x 7, 49 % context and 20 % targe
     "mask.num_targets": 2, "mask.target_scale": (0.1, 0.15),
 }  # fmt: skip
 SOLVED = UNION | {"mask.context_scale": (0.0625, 0.083), "mask.target_scale": (0.066, 0.099)}  # the seed's 25 % / 15 %
+PIXELS, WHOLE = {"method.targets": "pixels"}, {"data.augmentation": "none"}
 NONE = {"method.regularizer": "none", "method.regularizer_weight": 0.0, "method.regularizer_on": "pooled"}
 
 
@@ -111,6 +112,20 @@ QUESTIONS: dict[str, list[Variant]] = {
         Variant("as they are", {"data.augmentation": "none"}),
         Variant("flips", {"data.augmentation": "minimal", "data.crop_scale": (0.999, 1.0)}),
         Variant("crops of 0.3 to 1 and flips", {"data.augmentation": "minimal", "data.crop_scale": (0.3, 1.0)}),
+    ],
+    "scenes": [  # what was tried on them, from auto's recipe for 64 px in colour
+        AS_IS,
+        Variant("whole images", WHOLE),
+        Variant("whole images, multi-block masks", WHOLE | MULTIBLOCK),
+        Variant("pixels", PIXELS),
+        Variant("pixels, whole images", PIXELS | WHOLE),
+        Variant("pixels, closer crops, 0.15 to 0.7", PIXELS | {"data.crop_scale": (0.15, 0.7)}),
+        Variant("pixels, half of the patches seen", PIXELS | {"mask.context_scale": (0.5, 0.5), "mask.target_scale": (0.5, 0.5)}),
+        Variant("pixels, learning rate 0.0025", PIXELS | {"optim.lr": 2.5e-3}),
+        Variant("pixels, 8 deep", PIXELS | {"model.depth": 8}),
+        Variant("pixels, whole images, VICReg, tokens, 0.03", PIXELS | WHOLE | act("vicreg", 0.03, "tokens")),
+        Variant("pixels, whole images, patches of 4 px", PIXELS | WHOLE | {"model.patch_size": 4}),
+        Variant("MAE, whole images", WHOLE | NONE | {"method.name": "mae", "optim.lr": 1e-3, "momentum.start": 0.996}),
     ],
 }
 
