@@ -35,7 +35,8 @@ UNION = {  # the seed's sampler: on a grid of 7 x 7, 49 % context and 20 % targe
     "mask.num_targets": 2, "mask.target_scale": (0.1, 0.15),
 }  # fmt: skip
 SOLVED = UNION | {"mask.context_scale": (0.0625, 0.083), "mask.target_scale": (0.066, 0.099)}  # the seed's 25 % / 15 %
-PIXELS, WHOLE = {"method.targets": "pixels"}, {"data.augmentation": "none"}
+FEATURES, WHOLE = {"method.targets": "features"}, {"data.augmentation": "none"}
+MAE = {"method.name": "mae", "optim.lr": 1e-3, "momentum.start": 0.996}  # its own rate; it has no momentum to set
 NONE = {"method.regularizer": "none", "method.regularizer_weight": 0.0, "method.regularizer_on": "pooled"}
 
 
@@ -59,12 +60,13 @@ QUESTIONS: dict[str, list[Variant]] = {
     ],
     "targets": [
         AS_IS,
-        Variant("not normalised", {"method.target_norm": "none"}),
-        Variant("standardised over the batch", {"method.target_norm": "batch"}),
-        Variant("mean of the last 4 layers", {"method.target_layers": 4}),
-        Variant("target patches seen alone", {"method.target_input": "patches"}),
+        Variant("not normalised", FEATURES | {"method.target_norm": "none"}),
+        Variant("standardised over the batch", FEATURES | {"method.target_norm": "batch"}),
+        Variant("mean of the last 4 layers", FEATURES | {"method.target_layers": 4}),
+        Variant("target patches seen alone", FEATURES | {"method.target_input": "patches"}),
         Variant("average-pooled features", {"method.targets": "pooled"}),
         Variant("pixels", {"method.targets": "pixels"}),
+        Variant("features", FEATURES),
     ],
     "momentum": [
         AS_IS,
@@ -115,17 +117,17 @@ QUESTIONS: dict[str, list[Variant]] = {
     ],
     "scenes": [  # what was tried on them, from auto's recipe for 64 px in colour
         AS_IS,
+        Variant("features", FEATURES),
+        Variant("features, whole images", FEATURES | WHOLE),
+        Variant("features, whole images, multi-block masks", FEATURES | WHOLE | MULTIBLOCK),
         Variant("whole images", WHOLE),
-        Variant("whole images, multi-block masks", WHOLE | MULTIBLOCK),
-        Variant("pixels", PIXELS),
-        Variant("pixels, whole images", PIXELS | WHOLE),
-        Variant("pixels, closer crops, 0.15 to 0.7", PIXELS | {"data.crop_scale": (0.15, 0.7)}),
-        Variant("pixels, half of the patches seen", PIXELS | {"mask.context_scale": (0.5, 0.5), "mask.target_scale": (0.5, 0.5)}),
-        Variant("pixels, learning rate 0.0025", PIXELS | {"optim.lr": 2.5e-3}),
-        Variant("pixels, 8 deep", PIXELS | {"model.depth": 8}),
-        Variant("pixels, whole images, VICReg, tokens, 0.03", PIXELS | WHOLE | act("vicreg", 0.03, "tokens")),
-        Variant("pixels, whole images, patches of 4 px", PIXELS | WHOLE | {"model.patch_size": 4}),
-        Variant("MAE, whole images", WHOLE | NONE | {"method.name": "mae", "optim.lr": 1e-3, "momentum.start": 0.996}),
+        Variant("closer crops, 0.15 to 0.7", {"data.crop_scale": (0.15, 0.7)}),
+        Variant("half of the patches seen", {"mask.context_scale": (0.5, 0.5), "mask.target_scale": (0.5, 0.5)}),
+        Variant("learning rate 0.0025", {"optim.lr": 2.5e-3}),
+        Variant("8 deep", {"model.depth": 8}),
+        Variant("whole images, VICReg, tokens, 0.03", WHOLE | act("vicreg", 0.03, "tokens")),
+        Variant("whole images, patches of 4 px", WHOLE | {"model.patch_size": 4}),
+        Variant("MAE, whole images", WHOLE | NONE | FEATURES | MAE),
     ],
 }
 
