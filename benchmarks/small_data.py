@@ -122,6 +122,7 @@ QUESTIONS: dict[str, list[Variant]] = {
         Variant("features, whole images, multi-block masks", FEATURES | WHOLE | MULTIBLOCK),
         Variant("whole images", WHOLE),
         Variant("closer crops, 0.15 to 0.7", {"data.crop_scale": (0.15, 0.7)}),
+        Variant("pixels not normalised", {"method.target_norm": "none"}),
         Variant("half of the patches seen", {"mask.context_scale": (0.5, 0.5), "mask.target_scale": (0.5, 0.5)}),
         Variant("learning rate 0.0025", {"optim.lr": 2.5e-3}),
         Variant("8 deep", {"model.depth": 8}),

@@ -2,7 +2,8 @@
 
 Each table has the seed's rows and, beside what was measured, the seed's claim (ImageNet-1K linear probe, ViT-H/14; spec.md, "The
 seed's figures"). Masks cover about the seed's 25 % (context) and 15 % (target) in the table of masks, and are the recipe's in the
-others; predictors are to the recipe's own as the seed's to its 384 x 6. Left out: fine-tuning, and any table the seed has not.
+others; predictors are to the recipe's own as the seed's to its 384 x 6. Features are predicted wherever targets are not the
+question, whatever the recipe predicts. Left out: fine-tuning, and any table the seed has not.
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ def ablate(
     if base.method.name != "ijepa":
         raise ValueError(f"recipe {base.name} is {base.method.name}'s; the seed's ablations are of ijepa")
     base = lengthen(base) if minutes else base
-    budget = {"train.max_minutes": minutes, "train.max_steps": steps}
+    common = {"train.max_minutes": minutes, "train.max_steps": steps, "method.targets": "features"}
     rows = [
-        Row(Variant(row.variant.name, budget | row.variant.changes), row.claim, row.claimed_speed)
+        Row(Variant(row.variant.name, common | row.variant.changes), row.claim, row.claimed_speed)
         for row in list_rows(ablation, base)
     ]
     outcomes = compare(

@@ -136,12 +136,22 @@ def choose_recipe(look: DataLook, machine: MachineLook) -> tuple[Recipe, list[Ch
         Choice("train.max_minutes", rule.minutes, f"our default for {rule.words}: ends there if the epochs are not over"),
         Choice("optim.lr", recipe.optim.lr, f"{name}'s; {lr:.3g} at this batch; {STUDY}"),
         Choice("optim.warmup_epochs", warmup, f"{name}'s share of the run, {warmup / epochs:.1%}"),
-        Choice("momentum.start", recipe.momentum.start, f"to {recipe.momentum.end:g}, {recipe.momentum.schedule}; {STUDY}"),
+        *_choose_targets(recipe),
         Choice("method.regularizer", recipe.method.regularizer, _reason_regularizer(recipe)),
         Choice("train.precision", recipe.train.precision, _reason_precision(machine)),
         Choice("data.workers", workers, f"for {machine.num_cores} cores of {rule.words}; the run says if they are too few"),
     ]
     return recipe, choices
+
+
+def _choose_targets(recipe: Recipe) -> list[Choice]:
+    """What is predicted, and how fast a target encoder follows where there is one to predict."""
+    targets, momentum = recipe.method.targets, recipe.momentum
+    if targets == "pixels":
+        why = f"better features in the same minutes than by predicting features, --method.targets features, I-JEPA's way; {STUDY}"
+        return [Choice("method.targets", targets, why)]
+    follow = Choice("momentum.start", momentum.start, f"to {momentum.end:g}, {momentum.schedule}; {STUDY}")
+    return [Choice("method.targets", targets, "I-JEPA's (arXiv 2301.08243)"), follow]
 
 
 def word_choices(choices: list[Choice], recipe: Recipe) -> list[str]:

@@ -77,8 +77,10 @@ def test_runs_learn_from_images_without_labels(scenes: Path, tiny: Path, tmp_pat
     (tmp_path / "photos").mkdir()
     for file in sorted((scenes / "train").rglob("*.png"))[:60]:
         shutil.copy(file, tmp_path / "photos" / f"{file.parent.name}-{file.name}")
-    arguments = ["ablate", "masking", "--data", str(tmp_path / "photos"), "--recipe", str(tiny), "--out", str(tmp_path / "out")]
-    arguments += ["--steps", "2", "--seeds", "1"]
+    of_pixels = tmp_path / "pixels.yaml"  # the seed's tables are of features whatever a recipe predicts
+    of_pixels.write_text(f"extends: {tiny}\nmethod: {{targets: pixels}}\n")
+    arguments = ["ablate", "masking", "--data", str(tmp_path / "photos"), "--recipe", str(of_pixels)]
+    arguments += ["--out", str(tmp_path / "out"), "--steps", "2", "--seeds", "1"]
     without = run(*arguments, "--test", str(scenes / "test"))
     assert without.returncode == 2
     assert "has no labels" in without.stderr
@@ -86,6 +88,7 @@ def test_runs_learn_from_images_without_labels(scenes: Path, tiny: Path, tmp_pat
     assert found.returncode == 0, found.stderr
     facts = json.loads((tmp_path / "out" / "multi-block-0" / "run.json").read_text())
     assert (facts["data"], facts["num_images"]) == (str(tmp_path / "photos"), 60)
+    assert facts["recipe"]["method"]["targets"] == "features"
     record = json.loads((tmp_path / "out" / "multi-block-0" / "outcome.json").read_text())
     assert (record["labels"], record["test"]) == (str(scenes / "train"), str(scenes / "test"))
 

@@ -53,7 +53,7 @@ def test_every_choice_is_printed_with_its_reason(printed: str):
     assert "docs/small-data.md" in lines["recipe"]
     assert "your flag, in place of 30" in lines["train.max_minutes"]
     assert "CPU" not in lines["train.max_minutes"]
-    for key in ("model.patch_size", "model.encoder", "optim.lr", "momentum.start", "method.regularizer", "train.precision"):
+    for key in ("model.patch_size", "model.encoder", "optim.lr", "method.targets", "method.regularizer", "train.precision"):
         assert len(lines[key].split()) > 3, lines[key]
 
 
