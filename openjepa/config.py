@@ -306,7 +306,7 @@ class Recipe(Section):
         for key, value, allowed in (
             ("target_input", self.method.target_input, ("image",)),
             ("target_norm", self.method.target_norm, ("none", "layer")),
-            ("targets", self.method.targets, ("features",)),
+            ("targets", self.method.targets, ("features", "pixels")),  # pixels is what it has
             ("target_layers", str(self.method.target_layers), ("1",)),
         ):
             if value not in allowed:
