@@ -3,8 +3,8 @@
 I-JEPA predicts tokens, which no one can see. So each prediction is shown as the real patch whose target token is nearest to it by
 cosine, among the patches of other images, encoded and normalised as targets are in training; the place in the image may differ.
 The paper draws predictions with a generative decoder instead (arXiv 2301.08243, section 8 and figure 6); real patches need no
-training and add no detail of their own. MAE predicts pixels, which are shown as they are, with the mean and spread of the true
-patch where it predicts normalised ones, as its authors show them (arXiv 2111.06377, figure 2).
+training and add no detail of their own. Predicted pixels, MAE's and those of targets: pixels, are shown as they are, with the
+mean and spread of the true patch where it predicts normalised ones, as its authors show them (arXiv 2111.06377, figure 2).
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ def show_beliefs(
     masks = sample_masks(recipe.mask, recipe.grid, len(images), seed=recipe.train.seed, step=0)
     with torch.inference_mode():
         pixels = _normalise(trained, images)
-        if isinstance(method, MAE):
-            believed = _paint_predictions(method, pixels, masks, trained)
+        predictions = method.predict(method.encode_context(pixels, masks), masks)[masks.target_mask].float()
+        is_drawn = isinstance(method, MAE) or recipe.method.targets == "pixels"
+        if is_drawn:
+            believed = _paint(predictions, pixels, masks, trained)
         else:
-            assert isinstance(method, IJEPA)
-            predictions = method.predict(method.encode_context(pixels, masks), masks)[masks.target_mask]
             tokens, patches = encode_pool(trained, pool, pool_idx)
-            believed = patches[find_nearest(predictions.float(), tokens)]
+            believed = patches[find_nearest(predictions, tokens)]
     filled = fill_patches(images, masks, believed, recipe.model.patch_size)
     return Beliefs(
         images=_channels_last(images),
         filled=_channels_last(filled),
         context_mask=_mark(masks.context_idx, recipe.grid),
         target_mask=_mark(masks.target_idx.flatten(1), recipe.grid),
-        is_drawn=isinstance(method, MAE),
+        is_drawn=is_drawn,
     )
 
 
@@ -109,16 +109,18 @@ def fill_patches(
     return functional.fold(pixels.transpose(1, 2), size, patch_size, stride=patch_size).to(torch.uint8)
 
 
-def _paint_predictions(
-    method: MAE, pixels: Float[Tensor, "batch channels height width"], masks: Masks, trained: TrainedMethod
+def _paint(
+    predictions: Float[Tensor, "targets pixels"],
+    pixels: Float[Tensor, "batch channels height width"],
+    masks: Masks,
+    trained: TrainedMethod,
 ) -> UInt8[Tensor, "targets pixels"]:
-    """MAE's predicted patches in grey levels, in patchify's order."""
-    predictions = method.predict(method.encode_context(pixels, masks), masks)[masks.target_mask].float()
-    if method.settings.target_norm == "layer":
+    """Predicted patches in grey levels, in patchify's order."""
+    if trained.recipe.method.target_norm == "layer":
         true = gather_tokens(patchify(pixels, trained.recipe.model.patch_size), masks.target_idx.flatten(1))
         true = true.unflatten(1, masks.target_idx.shape[1:])[masks.target_mask]
         variance, mean = torch.var_mean(true, dim=-1, keepdim=True)
-        predictions = predictions * (variance + 1e-6).sqrt() + mean  # MAE.cut_targets backwards
+        predictions = predictions * (variance + 1e-6).sqrt() + mean  # methods.targets.cut_pixels backwards
     area = trained.recipe.model.patch_size**2
     mean_row, std_row = (torch.tensor(values).repeat_interleave(area) for values in (trained.mean, trained.std))
     return (255 * (predictions * std_row + mean_row)).round().clamp(0, 255).to(torch.uint8)
