@@ -41,6 +41,7 @@ def show_beliefs(
     pool and pool_idx: the images whose patches stand for predictions, or as many of them as MAX_POOL_PATCHES allows.
     """
     method, recipe = trained.method, trained.recipe
+    assert isinstance(method, IJEPA | MAE)
     masks = sample_masks(recipe.mask, recipe.grid, len(images), seed=recipe.train.seed, step=0)
     with torch.inference_mode():
         pixels = _normalise(trained, images)
