@@ -175,7 +175,9 @@ class Run:
         if info["scaler"]:
             trainer.scaler.load_state_dict(info["scaler"])
         trainer.num_skipped, trainer.skipped_in_a_row = info["num_skipped"], info["skipped_in_a_row"]
-        self.start_step, self.trained_before_s = info["step"], info.get("trained_s", 0.0)
+        self.start_step = info["step"]
+        rows = [row for row in self.folder.read_metrics("train") if row["step"] < self.start_step]
+        self.trained_before_s = rows[-1].get("trained_s", 0.0) if rows else 0.0
         self.console.print(f"Resuming at step {self.start_step} of {self.total_steps} from {path.name}.", highlight=False)
 
     def save(self, step: int, permanent: bool) -> None:
@@ -189,7 +191,6 @@ class Run:
             "recipe": self.recipe.model_dump(mode="json"),
             "mean": self.facts["mean"],
             "std": self.facts["std"],
-            "trained_s": self._trained_s(),
             "num_skipped": trainer.num_skipped,
             "skipped_in_a_row": trainer.skipped_in_a_row,
             "scaler": trainer.scaler.state_dict(),
@@ -267,6 +268,7 @@ class Run:
             "fraction_of_peak": sum(count_flops(self.trainer.method, record.batch.masks).values()) / total_s / self.peak_flops,
             "data_wait_frac": record.data_wait_s / total_s,
             "skipped_steps": record.num_skipped,
+            "trained_s": self._trained_s(),
         }
         self.journal.write("train", row)
         for warning in health.warnings(row):
