@@ -8,12 +8,9 @@ A run is a case of CASES: a small encoder trained for STEPS steps, weights kept 
 measured, how it is judged and what it is worth can be changed without training again. Sabotage that no recipe can express (no
 stop-gradient, black images, targets of other images ...) is done here, by small subclasses, and is no option of the product.
 
-The outcome of a run, fixed before any verdict was looked at. It needs labels: 20-NN accuracy of the trained context encoder,
-pooled, on sample:test with NUM_TRAIN labelled images of sample:train, against that of the same encoder before its first step.
-  diverged   training stopped for ten steps that were not finite, or the mean loss of the last 20 steps is over ten times that of
-             the first 20
-  learned    at least MARGIN above the untrained encoder        worse   at least MARGIN below it
-  no better  in between
+The outcome of a run, by the rule of outcomes.py, needs labels: 20-NN accuracy of the trained context encoder, pooled, on
+sample:test with NUM_TRAIN labelled images of sample:train, against that of the same encoder before its first step. *Diverged* is
+training that stopped for ten steps that were not finite, or a mean loss of the last 20 steps over ten times that of the first 20.
 20-NN and not the linear probe, which standardises features and so undoes much of a collapse: it gives an untrained encoder 76 %.
 """
 
@@ -39,6 +36,7 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from benchmarks.outcomes import is_right, name_outcome, tabulate_outcomes
 from openjepa.build import find_normalization, make_batches, make_trainer
 from openjepa.config import Recipe, build_recipe
 from openjepa.data.sources import ArraySource, open_source
@@ -56,12 +54,9 @@ from openjepa.train import StepRecord, Trainer
 STEPS = 500
 MEASURED_EVERY = 25
 NUM_TRAIN = 5000
-WARNINGS = ("not learning yet", "collapsing", "collapsed", "diverging")
-LABELS = ("healthy", *WARNINGS, "too early")
 NUM_IMAGES = 256  # that health is measured on, as in a run
 NUM_VIEWS = 6
 FROM_STEP = ("loss", "explained_variance", "explained_content", "content_frac", "grad_norm", "skipped_in_a_row")
-MARGIN = 0.05
 
 BASE: dict[str, dict[str, Any]] = {  # the demo recipe, smaller and shorter, so with a momentum that lets the target follow
     "data": {"image_size": 28, "channels": 1, "batch_size": 64, "workers": 0, "augmentation": "none",
@@ -345,8 +340,7 @@ def decide_outcome(facts: dict[str, Any], steps: list[dict[str, Any]]) -> str:
     losses = [row["loss"] for row in steps]
     if facts["stopped"] or np.mean(losses[-20:]) > 10 * np.mean(losses[:20]):
         return "diverged"
-    gain = facts["after"]["knn"] - facts["before"]["knn"]
-    return "learned" if gain >= MARGIN else "worse" if gain <= -MARGIN else "no better"
+    return name_outcome(100 * (facts["after"]["knn"] - facts["before"]["knn"]))
 
 
 def collect(out: Path) -> None:
@@ -382,11 +376,6 @@ def judge_at(line: dict[str, Any], share: float) -> Verdict:
     return judge(rows)
 
 
-def is_right(line: dict[str, Any], verdict: Verdict) -> bool:
-    """Healthy for a run that learned; a word of warning, whichever, for one that did not. Too early is never right."""
-    return verdict.label == "healthy" if line["outcome"] == "learned" else verdict.label in WARNINGS
-
-
 SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
     "effective rank, pooled features": lambda line: line["rows"][-1]["effective_rank_pooled"],
     "effective rank, patch features": lambda line: line["rows"][-1]["effective_rank_patches"],
@@ -408,20 +397,15 @@ def correlate(lines: list[dict[str, Any]], score: str, protocol: str) -> float:
 
 def make_tables(lines: list[dict[str, Any]]) -> str:
     """Agreement, earliness, scores and every run, as Markdown."""
-    outcomes = ["learned", "no better", "worse", "diverged"]
-    text = ["| outcome | runs | " + " | ".join(LABELS) + " |", "|---|---:|" + "---:|" * len(LABELS)]
-    for outcome in outcomes:
-        runs = [line for line in lines if line["outcome"] == outcome]
-        labels = [judge_at(line, 0.2).label for line in runs]
-        text.append(f"| {outcome} | {len(runs)} | " + " | ".join(str(labels.count(label)) for label in LABELS) + " |")
+    text = [tabulate_outcomes([(line["outcome"], judge_at(line, 0.2).label) for line in lines])]
     text += [
         "",
         "| measured up to | right | of those held out | learned runs ever called collapsed so far |",
         "|---|---:|---:|---:|",
     ]
     for share in (0.1, 0.2, 0.3, 0.5, 1.0):
-        right = [is_right(line, judge_at(line, share)) for line in lines]
-        held_out = [is_right(line, judge_at(line, share)) for line in lines if line["held_out"]]
+        right = [is_right(line["outcome"], judge_at(line, share).label) for line in lines]
+        held_out = [is_right(line["outcome"], judge_at(line, share).label) for line in lines if line["held_out"]]
         alarms = sum(
             any(judge_at(line, step / 10).label == "collapsed" for step in range(1, round(10 * share) + 1))
             for line in lines
@@ -440,8 +424,8 @@ def make_tables(lines: list[dict[str, Any]]) -> str:
     text.append("|---|---|---|---:|---|---|---|")
     for line in lines:
         accuracies = [f"{100 * line['before'][name]:.1f}, {100 * line['after'][name]:.1f}" for name in PROTOCOLS]
-        verdicts = [judge_at(line, share) for share in (0.2, 1.0)]
-        shown = [verdict.label if is_right(line, verdict) else f"**{verdict.label}**" for verdict in verdicts]
+        labels = [judge_at(line, share).label for share in (0.2, 1.0)]
+        shown = [label if is_right(line["outcome"], label) else f"**{label}**" for label in labels]
         name = line["name"] + (" (held out)" if line["held_out"] else "")
         rank = line["rows"][-1]["effective_rank_pooled"]
         text.append(f"| {name} | {' | '.join(accuracies)} | {rank:.1f} | {line['outcome']} | {' | '.join(shown)} |")

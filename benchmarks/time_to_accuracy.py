@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from small_data import FASHION, list_rivals, open_recipe
 
+from benchmarks.small_data import FASHION, list_rivals, open_recipe
 from openjepa.compare import Outcome, Variant, compare, lengthen, slug
 from openjepa.data.sources import name_held_out
 from openjepa.engine.precision import pick_device

@@ -3,8 +3,7 @@
     python benchmarks/verdicts.py runs/study runs/rivals [--runs]
 
 Reads the run folders that those leave, judges their health rows by the rules of today, and prints tables of docs/health.md; with
---runs, a line for each run first. Outcomes nearly as in the test bed (health_bed.py): *learned* is a 20-NN accuracy at least 5
-points above that of the same encoder untrained, *worse* at least 5 below, *no better* in between, *diverged* a loss not finite.
+--runs, a line for each run first. Outcomes are those of the test bed (outcomes.py), *diverged* a loss not finite.
 Trains nothing; probes one untrained encoder for every shape, seed and data set.
 """
 
@@ -16,13 +15,11 @@ from pathlib import Path
 
 from scipy.stats import spearmanr
 
+from benchmarks.outcomes import is_right, name_outcome, tabulate_outcomes
 from openjepa.apply import evaluate_many
 from openjepa.health import replay
 from openjepa.records import Row, RunFolder, read_json
 
-MARGIN = 5.0  # points of 20-NN accuracy
-OUTCOMES = ("learned", "no better", "worse", "diverged")
-LABELS = ("healthy", "not learning yet", "collapsing", "collapsed", "diverging", "too early")
 SCORES = {
     "effective rank, pooled features": "effective_rank_pooled",
     "effective rank, patch features": "effective_rank_patches",
@@ -46,10 +43,6 @@ class Judged:
     ever_collapsed: bool
     last: Row
 
-    def is_right(self, label: str) -> bool:
-        """Healthy for a run that learned; a word of warning, whichever, for one that did not. Too early is never right."""
-        return label == "healthy" if self.outcome == "learned" else label not in ("healthy", "too early")
-
 
 def judge_run(folder: Path, untrained: dict[str, float]) -> Judged:
     """The verdicts on a finished run and its outcome. untrained: 20-NN accuracies by encoder and data, filled as needed."""
@@ -65,19 +58,9 @@ def judge_run(folder: Path, untrained: dict[str, float]) -> Judged:
         if key not in untrained:
             record = evaluate_many(folder, ["random"], ["knn"], done["labels"], done["test"], device="cpu")[0]
             untrained[key] = 100 * record["accuracy"]
-        gain = found["knn"] - untrained[key]
-        outcome = "learned" if gain >= MARGIN else "worse" if gain <= -MARGIN else "no better"
+        outcome = name_outcome(found["knn"] - untrained[key])
     name, seed, knn, linear = (found[key] for key in ("variant", "seed", "knn", "linear"))
     return Judged(name, seed, knn, linear, outcome, early[-1], labels[-1], "collapsed" in labels, rows[-1])
-
-
-def tabulate_outcomes(runs: list[Judged]) -> str:
-    """What the verdict said at a fifth of the runs, in rows by outcome."""
-    lines = ["| outcome | runs | " + " | ".join(LABELS) + " |", "|---|---:|" + "---:|" * len(LABELS)]
-    for outcome in OUTCOMES:
-        labels = [run.at_a_fifth for run in runs if run.outcome == outcome]
-        lines.append(f"| {outcome} | {len(labels)} | " + " | ".join(str(labels.count(label)) for label in LABELS) + " |")
-    return "\n".join(lines)
 
 
 def tabulate_scores(runs: list[Judged]) -> str:
@@ -111,10 +94,10 @@ def main() -> None:
             knn, linear = ("none" if value is None else f"{value:.1f}" for value in (run.knn, run.linear))
             print(f"{run.name}, seed {run.seed}: {run.outcome}, 20-NN {knn}, linear {linear}; {run.at_a_fifth} at a fifth, "
                   f"{run.at_the_end} at the end")  # fmt: skip
-    at_a_fifth = sum(run.is_right(run.at_a_fifth) for run in runs)
-    at_the_end = sum(run.is_right(run.at_the_end) for run in runs)
+    at_a_fifth = sum(is_right(run.outcome, run.at_a_fifth) for run in runs)
+    at_the_end = sum(is_right(run.outcome, run.at_the_end) for run in runs)
     alarms = sum(run.ever_collapsed for run in runs if run.outcome == "learned")
-    print(tabulate_outcomes(runs))
+    print(tabulate_outcomes([(run.outcome, run.at_a_fifth) for run in runs]))
     print(f"\nRight in {at_a_fifth} of {len(runs)} at a fifth, in {at_the_end} at the end; learned runs ever called collapsed: "
           f"{alarms}.\n")  # fmt: skip
     print(tabulate_scores(runs))
