@@ -1,7 +1,7 @@
 """Measurements that a run takes of itself every so many steps: health without labels, and a k-NN probe with them.
 
-Health is measured on the same training images throughout, whole and uncropped; the probe's baselines, raw pixels and the
-untrained encoder, are measured once at the start.
+Health is measured on the same training images throughout, whole and uncropped. Both are first taken of the untrained encoder,
+before any weights are loaded.
 """
 
 from __future__ import annotations
@@ -52,20 +52,21 @@ class HealthMonitor:
 
 
 class Probe:
-    """20-NN accuracy on a small labelled set, beside raw pixels and the untrained encoder."""
+    """20-NN accuracy on a small labelled set, beside raw pixels and the untrained encoder, which are measured at once."""
 
-    def __init__(self, train: ImageSource, test: ImageSource, size: tuple[int, int], channels: int) -> None:
+    def __init__(self, train: ImageSource, test: ImageSource, size: tuple[int, int], channels: int, untrained: Encoder) -> None:
+        """size in pixels; untrained: the run's encoder before its first step and before --init."""
         self.train, self.test = train, test
-        self.pixels_accuracy = self._accuracy(RawPixels(size, channels))
-        self.random_accuracy: float | None = None
+        self.baselines = {
+            "knn_random_encoder": self._accuracy(untrained),
+            "knn_raw_pixels": self._accuracy(RawPixels(size, channels)),
+        }
 
     def measure(self, encoder: Encoder) -> dict[str, Any]:
-        """Accuracy in [0, 1] of the encoder and the two baselines; the first call is the untrained encoder's."""
-        accuracy = self._accuracy(encoder)
-        if self.random_accuracy is None:
-            self.random_accuracy = accuracy
-        return {"knn": accuracy, "knn_random_encoder": self.random_accuracy, "knn_raw_pixels": self.pixels_accuracy}
+        """Accuracy in [0, 1] of the encoder and of the two baselines. The encoder stays on its device."""
+        return {"knn": self._accuracy(encoder), **self.baselines}
 
     def _accuracy(self, encoder: Encoder | RawPixels) -> float:
-        features = [extract_features(encoder, source) for source in (self.train, self.test)]
+        device = encoder.mean.device if isinstance(encoder, Encoder) else "cpu"
+        features = [extract_features(encoder, source, device=device) for source in (self.train, self.test)]
         return float(PROTOCOLS["knn"](features[0], features[1], 0).accuracy)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
-from openjepa.health import Verdict, replay
+from openjepa.health import RunFacts, Verdict, judge, replay
 from openjepa.records import Row, RunFolder
 
 NEEDED = ("step", "effective_rank_pooled")
@@ -21,18 +21,19 @@ def replay_verdicts(run: str | Path, every: bool = False) -> list[str]:
     ValueError if the folder holds no run, or the run no measurement that can be judged.
     """
     folder = RunFolder(run)
-    total_steps = folder.read_run().get("total_steps")
+    run_json = folder.read_run()
+    facts, total_steps = RunFacts.read(run_json), run_json.get("total_steps")
     measured = folder.read_metrics("health")
     rows = [row for row in measured if all(isinstance(row.get(name), int | float) for name in NEEDED)]
     if not rows:
         if measured:
             raise ValueError(f"{folder.path} has {len(measured)} health rows, but none holds both {' and '.join(NEEDED)}")
         raise ValueError(f"{folder.path} has no health measurement yet; train it further: add --resume to its pretrain command")
-    verdicts = replay(rows)
+    verdicts = replay(rows, facts)
     changes = [verdicts[0], *(now for before, now in pairwise(verdicts) if every or now.label != before.label)]
     lines = [_describe_gaps(measured, rows)] if _describe_gaps(measured, rows) else []
     lines += [_describe(verdict, total_steps) for verdict in changes]
-    return [*lines, f"now: {_describe(verdicts[-1], total_steps)}"]
+    return [*lines, f"now: {_describe(judge(rows, facts), total_steps)}"]
 
 
 def _describe(verdict: Verdict, total_steps: int | None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,10 @@ from torch import Tensor
 
 from openjepa import health
 from openjepa.apply import open_labelled
-from openjepa.build import RESERVED_FRAC, find_normalization, make_batches, make_method, make_trainer, measure_step, plan_steps
+from openjepa.build import find_normalization, make_batches, make_method, make_trainer, measure_step, plan_steps
 from openjepa.choose import choose
-from openjepa.config import AUTO, Recipe, build_recipe, changed_keys, load_recipe, to_yaml
+from openjepa.config import AUTO, Recipe, build_recipe, load_recipe, to_yaml
+from openjepa.data.fingerprint import fingerprint
 from openjepa.data.loader import Batch
 from openjepa.data.skipped import SkippedFiles
 from openjepa.data.sources import ImageSource, open_source
@@ -33,6 +35,7 @@ from openjepa.engine.pace import Pace
 from openjepa.engine.precision import choose_precision, measure_peak, pick_device
 from openjepa.initial import InitialWeights, open_initial
 from openjepa.journal import Journal
+from openjepa.lock import lock_run
 from openjepa.machine import describe_machine, describe_versions, read_git_state
 from openjepa.masks import check_masks
 from openjepa.memory import find_batch_size, with_batch_size
@@ -40,8 +43,10 @@ from openjepa.methods.cost import count_flops
 from openjepa.monitor import HealthMonitor, Probe
 from openjepa.nn.encoder import Encoder
 from openjepa.records import RunFolder, read_json, write_atomic, write_json
+from openjepa.resume import PLANNED_FROM, check_changes, find_changes
 from openjepa.signals import Interrupted, SignalCatcher
 from openjepa.speed import describe_speed
+from openjepa.threads import choose_threads
 from openjepa.train import StepRecord
 
 MEASURED_FRAC = 0.05  # of max_minutes: at most so much goes into timing steps
@@ -51,8 +56,8 @@ PACE_ROWS = 4  # the last health measurements, between which a step is timed for
 SPEED_ROWS = 5  # logged steps after which a run first says how fast it is; the very first is left out, it warms up
 
 
-def start_run(recipe: Recipe, source: ImageSource, folder: RunFolder, initial: InitialWeights | None) -> dict[str, Any]:
-    """Measure what a new run needs to know, write run.json and give its contents."""
+def describe_run(recipe: Recipe, source: ImageSource, initial: InitialWeights | None) -> dict[str, Any]:
+    """Measure what a new run needs to know, and give what its run.json will hold. Writes nothing."""
     mean, std = find_normalization(recipe, source)
     step_s = None
     if recipe.train.max_minutes is not None:
@@ -62,10 +67,11 @@ def start_run(recipe: Recipe, source: ImageSource, folder: RunFolder, initial: I
     parts = {"encoder": method.context_encoder, "predictor": method.predictor}
     device = pick_device(recipe.train.device)
     total_steps = plan_steps(recipe, len(source), step_s)
-    facts = {
+    return {
         "name": recipe.name,
         "data": source.spec,
         "num_images": len(source),
+        "fingerprint": fingerprint(source),
         "recipe": recipe.model_dump(mode="json"),
         "total_steps": total_steps,
         "plans": [(0, total_steps)],
@@ -77,37 +83,56 @@ def start_run(recipe: Recipe, source: ImageSource, folder: RunFolder, initial: I
         "git": read_git_state(),
         "hardware": describe_machine(device),
         "precision": choose_precision(device, recipe.train.precision),
+        "threads": count_threads(recipe, source, mean, std),
         "init": initial and {"checkpoint": str(initial.path), "sha256": initial.sha256, "taken": initial.describe(recipe.grid)},
         "started": _now(),
         "finished": None,
     }
-    folder.create()
-    write_atomic(folder.recipe_yaml, to_yaml(recipe))
-    write_json(folder.run_json, facts)
-    return facts
+
+
+def count_threads(recipe: Recipe, source: ImageSource, mean: list[float], std: list[float]) -> int:
+    """Threads that train this recipe fastest on this machine now; a GPU needs none of them and gets all."""
+    device, most = pick_device(recipe.train.device), torch.get_num_threads()
+    if device.type != "cpu" or most == 1:
+        return most
+    trainer = make_trainer(recipe, mean, std, 1000, choose_precision(device, recipe.train.precision))
+    with closing(make_batches(recipe, source, 0, 1)) as batches:
+        batch = next(batches)
+    return choose_threads(lambda: trainer.step(batch), most)
 
 
 def reopen_run(recipe: Recipe | None, source: ImageSource, folder: RunFolder, accept_changes: bool) -> dict[str, Any]:
-    """The facts of an earlier run; ValueError names what changed since, unless changes are accepted."""
+    """What run.json will hold of an earlier run that goes on. Writes nothing.
+
+    ValueError names what changed since, unless the changes are accepted and the run can follow them.
+    """
     facts = folder.read_run()
     recorded = build_recipe(facts["recipe"], where=str(folder.run_json))
     recipe = recipe or recorded
-    changes = {key: pair for key, pair in changed_keys(recorded, recipe).items() if key not in ("name", "description")}
+    changes = find_changes(recorded, recipe)
+    found = fingerprint(source)
     if facts["num_images"] != len(source):
         changes["number of images"] = (facts["num_images"], len(source))
-    if not changes:
-        return facts
-    if not accept_changes:
-        listed = "; ".join(f"{key} {old} -> {new}" for key, (old, new) in changes.items())
-        raise ValueError(f"{folder.path} was started with other settings: {listed}. Drop the changes or add --accept-changes")
-    step_s = facts["measured_step_ms"] and facts["measured_step_ms"] / 1000
-    if changes.keys() & {"train.max_steps", "train.max_minutes", "train.epochs", "data.batch_size", "number of images"}:
+    elif facts.get("fingerprint", found) != found:
+        changes["images"] = (facts["data"], f"others in {source.spec}")
+    check_changes(changes, accept_changes, str(folder.path))
+    if changes.keys() & PLANNED_FROM:
+        step_s = facts["measured_step_ms"] and facts["measured_step_ms"] / 1000
         total_steps = plan_steps(recipe, len(source), step_s)
         facts |= {"total_steps": total_steps, "plans": [(0, total_steps)]}
-    facts |= {"recipe": recipe.model_dump(mode="json"), "num_images": len(source), "data": source.spec, "finished": None}
-    write_atomic(folder.recipe_yaml, to_yaml(recipe))
-    write_json(folder.run_json, facts)
-    return facts
+    device = pick_device(recipe.train.device)
+    hardware = describe_machine(device)
+    if changes.keys() & {"train.precision", "train.device"} or hardware != facts["hardware"]:
+        precision, threads = choose_precision(device, recipe.train.precision), torch.get_num_threads()
+        facts |= {"hardware": hardware, "precision": precision, "threads": threads}
+    return facts | {
+        "recipe": recipe.model_dump(mode="json"),
+        "data": source.spec,
+        "num_images": len(source),
+        "fingerprint": found,
+        "stopped": None,
+        "finished": None if changes else facts["finished"],
+    }
 
 
 class Run:
@@ -121,15 +146,14 @@ class Run:
         self.trainer = make_trainer(recipe, facts["mean"], facts["std"], self.pace.planned_steps, facts["precision"])
         self.trainer.schedules = replace(self.trainer.schedules, place=self.pace.place)
         if facts["precision"] != recipe.train.precision:
-            console.print(
-                f"This CPU emulates {recipe.train.precision}, slowly: training in {facts['precision']}.", highlight=False
-            )
+            self.say(f"This CPU emulates {recipe.train.precision}, slowly: training in {facts['precision']}.")
         self.peak_flops = measure_peak(self.trainer.device, facts["precision"])
         self.speed_rows: list[dict[str, Any]] = []
         self.skipped_files = SkippedFiles(folder.skipped, len(source))
         self.signals = SignalCatcher()
         self.probe: Probe | None = None
-        self.start_step = 0
+        self.start_step, self.last_step = 0, -1
+        self.saving, self.saved_step = False, -1  # whether a save has begun and not ended; the step that the last one is of
         self.trained_before_s = 0.0  # by the sessions before this one
         self.journal: Journal
 
@@ -143,26 +167,36 @@ class Run:
         """Steps from one health measurement to the next."""
         return min(self.recipe.health.every_steps, max(self.total_steps // MIN_HEALTH_ROWS, 1))
 
+    def measure_untrained(self, probe_data: Sequence[ImageSource]) -> None:
+        """Look at the images and at the fresh encoder, before any weights are loaded: what all later measurements compare with.
+
+        probe_data: labelled training and test images of the probe; empty for none.
+        """
+        trainer, data = self.trainer, self.recipe.data
+        self.monitor = HealthMonitor(self.source, data.size, self.recipe.health.num_images)
+        findings = find_problems(torch.cat(self.monitor.batches), len(self.source))
+        self.facts["findings"] = [tuple(finding) for finding in findings]
+        self.facts["untrained"] = self.monitor.measure(trainer.method, trainer.mean, trainer.std)
+        if probe_data:
+            train, test = probe_data
+            self.probe = Probe(train, test, data.size, data.channels, self._context_encoder())
+
     def start_from(self, initial: InitialWeights) -> None:
-        """Put the weights of an earlier checkpoint into the fresh method, after the probe has seen the untrained encoder."""
-        if self.probe:
-            self._call_probe()
+        """Put the weights of an earlier checkpoint into the fresh method."""
         initial.fill(self.trainer.method)
-        self.console.print(f"Starting from {initial.path.name}: {initial.describe(self.recipe.grid)}.", highlight=False)
+        self.say(f"Starting from {initial.path.name}: {initial.describe(self.recipe.grid)}.")
         own, theirs = (self.facts["mean"], self.facts["std"]), (initial.mean, initial.std)
         if own != theirs:
-            self.console.print(
-                f"Its images were normalised by mean and std {theirs}, this run's are by {own}: see data.normalization.",
-                style="yellow", highlight=False, markup=False,
-            )  # fmt: skip
+            words = f"Its images were normalised by mean and std {theirs}, this run's are by {own}: see data.normalization."
+            self.say(words, style="yellow")
 
     def resume(self) -> None:
         """Load the newest undamaged checkpoint, saying which ones were passed over; from the start if there is none yet."""
         path, complaints = find_latest(self.folder.checkpoints)
         for complaint in complaints:
-            self.console.print(complaint, style="yellow", highlight=False, markup=False)
+            self.say(complaint, style="yellow")
         if path is None:
-            self.console.print("No checkpoint yet: starting at step 0.")
+            self.say("No checkpoint yet: starting at step 0.")
             if self.facts.get("init"):
                 self.start_from(self._reopen_initial())
             return
@@ -175,14 +209,19 @@ class Run:
         if info["scaler"]:
             trainer.scaler.load_state_dict(info["scaler"])
         trainer.num_skipped, trainer.skipped_in_a_row = info["num_skipped"], info["skipped_in_a_row"]
-        self.start_step = info["step"]
+        self.start_step, self.last_step = info["step"], info["step"] - 1
         rows = [row for row in self.folder.read_metrics("train") if row["step"] < self.start_step]
         self.trained_before_s = rows[-1].get("trained_s", 0.0) if rows else 0.0
-        self.console.print(f"Resuming at step {self.start_step} of {self.total_steps} from {path.name}.", highlight=False)
+        self.say(f"Resuming at step {self.start_step} of {self.total_steps} from {path.name}.")
+
+    def write_facts(self) -> None:
+        """Write run.json and recipe.yaml."""
+        write_atomic(self.folder.recipe_yaml, to_yaml(self.recipe))
+        write_json(self.folder.run_json, self.facts)
 
     def save(self, step: int, permanent: bool) -> None:
         """Write the state from which step `step` would be computed next."""
-        trainer = self.trainer
+        trainer, self.saving = self.trainer, True
         self._name_skipped_steps(trainer.find_skipped())  # so that the counts are this step's
         tensors: dict[str, Tensor] = {f"method.{name}": value for name, value in trainer.method.state_dict().items()}
         tensors |= {f"optimizer.{name}": value for name, value in state_tensors(trainer.method, trainer.optimizer).items()}
@@ -196,15 +235,29 @@ class Run:
             "scaler": trainer.scaler.state_dict(),
         }
         save_checkpoint(self.folder.checkpoints, step, tensors, info, permanent=permanent, keep=self.recipe.checkpoint.keep)
+        self.saving, self.saved_step = False, step
 
     def train(self) -> health.Verdict:
-        """Train to the last step and give the verdict. Raises Interrupted after SIGINT or SIGTERM, with the state saved."""
-        recipe = self.recipe
-        self.monitor = HealthMonitor(self.source, recipe.data.size, recipe.health.num_images)
-        self.findings = find_problems(torch.cat(self.monitor.batches), len(self.source))
+        """Train with the run's own number of threads; the rest as _train says."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.facts.get("threads", before))
+        try:
+            return self._train()
+        finally:
+            torch.set_num_threads(before)
+
+    def _train(self) -> health.Verdict:
+        """Train to the last step and give the verdict. However it ends, the state of the last whole step is saved.
+
+        Raises Interrupted after a signal, ArithmeticError after ten steps in a row that were not finite, and whatever else
+        ended it.
+        """
         self._warn()
-        batches = make_batches(recipe, self.source, self.start_step, self.most_steps)
+        batches = make_batches(self.recipe, self.source, self.start_step, self.most_steps)
         journal = Journal(self.folder, self.start_step, self.total_steps, self.console)
+        self.health_rows = self.folder.read_metrics("health")
+        if self.start_step:
+            self._write_verdict()  # one of a step that is dropped would contradict the rows that are left
         with journal as self.journal, self.signals, closing(batches):
             self.started_s = time.perf_counter()
             if self.start_step == 0 and self.probe:
@@ -212,17 +265,28 @@ class Run:
             try:
                 self.trainer.run(batches, self.after_step)
             except ArithmeticError as error:
-                self._write_verdict(
-                    health.Verdict("diverging", f"{error}.", "Lower optim.lr or lengthen the warm-up.", self.last_step)
-                )
+                self.facts["stopped"] = (self.last_step, f"{error}.")
+                write_json(self.folder.run_json, self.facts)
+                self._write_verdict()
+                self._save_what_is_done()
+                raise
+            except Exception:
+                self._save_what_is_done()
                 raise
         if self.signals.caught is not None and self.last_step + 1 < self.total_steps:
             raise Interrupted(self.last_step + 1, self.signals.caught)
         self.facts["finished"] = _now()
         write_json(self.folder.run_json, self.facts)
-        verdict = self._judge(self.folder.read_metrics("health"))
-        self._write_verdict(verdict)
-        return verdict
+        return self._write_verdict()
+
+    def _save_what_is_done(self) -> None:
+        """After an error: save the last whole step, unless it is saved already or saving is what failed."""
+        if self.saving or self.saved_step == self.last_step + 1 or self.last_step + 1 == self.start_step:
+            return
+        try:
+            self.save(self.last_step + 1, permanent=False)
+        except OSError as error:
+            self.say(f"The state could not be saved: {error}", style="red")
 
     def after_step(self, record: StepRecord) -> bool:
         """Log, measure, save; True if the run should stop here."""
@@ -271,7 +335,7 @@ class Run:
             "trained_s": self._trained_s(),
         }
         self.journal.write("train", row)
-        for warning in health.warnings(row):
+        if warning := health.warn_of_gradients(row):
             self.journal.say(warning)
         self.journal.advance(record.step, f"loss {row['loss']:.4f}  {row['images_per_s']:.0f} images/s")
         self.speed_rows.append(row)
@@ -293,14 +357,14 @@ class Run:
         row = {
             "step": record.step,
             **self.monitor.measure(self.trainer.method, self.trainer.mean, self.trainer.std),
-            **{name: float(record.metrics[name]) for name in JUDGED_METRICS},
+            **{name: float(record.metrics[name]) for name in JUDGED_METRICS if name in record.metrics},
             "grad_norm": float(record.grad_norm),
             "skipped_in_a_row": record.skipped_in_a_row,
         }
-        verdict = self._judge([*self.folder.read_metrics("health"), row])
+        self.health_rows.append(row)
+        verdict = self._write_verdict()
         self.journal.write("health", row | {"label": verdict.label})
-        self._write_verdict(verdict)
-        for warning in health.warnings(row | {"grad_norm": 0.0}):  # the gradient's alarm is raised where it is logged
+        if warning := health.warn_of_features(row):
             self.journal.say(warning)
         self.journal.say(f"step {record.step}: {verdict.label}: {verdict.reason}")
 
@@ -326,28 +390,15 @@ class Run:
 
     def _warn(self) -> None:
         """What keeps this run from being of use, before it has cost any time."""
-        lines = [f"{finding.words}." for finding in self.findings]
-        if self.total_steps < health.MIN_MEASUREMENTS:
-            lines.append(f"This run is too short for a verdict. {self._word_length()}")
+        lines = [f"{words}." for words, _ in self.facts["findings"]]
+        if too_short := health.RunFacts.read(self.facts).too_short:
+            lines.append(f"This run is too short for a verdict. {too_short}")
         for line in lines:
-            self.console.print(line[:1].upper() + line[1:], style="yellow", highlight=False, markup=False)
+            self.say(line[:1].upper() + line[1:], style="yellow")
 
-    def _judge(self, rows: list[dict[str, Any]]) -> health.Verdict:
-        """The verdict on the run so far; it blames the images or the budget where those allow nothing else."""
-        verdict = health.judge(rows)
-        hopeless = next((finding.words for finding in self.findings if finding.is_hopeless), None)
-        if hopeless is not None and verdict.label != "diverging":
-            label = "collapsed" if verdict.label == "collapsed" else "not learning yet"
-            return replace(verdict, label=label, reason=f"{hopeless}.", advice="Train on more images, and on such that differ.")
-        if verdict.label == "too early" and self.total_steps < health.MIN_MEASUREMENTS:
-            return replace(verdict, advice=self._word_length())
-        return verdict
-
-    def _word_length(self) -> str:
-        """How long a run must be for a verdict; so short a one is measured at every step."""
-        needed, step_ms = health.MIN_MEASUREMENTS, self.facts["measured_step_ms"]
-        minutes = f" ({needed * step_ms / 60_000 / (1 - RESERVED_FRAC):.2g} minutes here)" if step_ms else ""
-        return f"It has {self.total_steps} of the {needed} steps{minutes} that a verdict takes at the least: give it hundreds."
+    def say(self, words: str, style: str | None = None) -> None:
+        """A line on the console, as it is: paths may hold what looks like markup."""
+        self.console.print(words, style=style, highlight=False, markup=False)
 
     def _reopen_initial(self) -> InitialWeights:
         """The checkpoint that this run was started from; ValueError if it is no longer the same file."""
@@ -357,17 +408,13 @@ class Run:
             raise ValueError(f"{initial.path} has changed since this run was started from it; start a new one")
         return initial
 
-    def _call_probe(self) -> dict[str, Any]:
-        assert self.probe is not None
-        vit, facts = self.trainer.method.context_encoder, self.facts
-        self.trainer.method.eval()
-        row = self.probe.measure(Encoder(vit, facts["mean"], facts["std"]).to(self.trainer.device))
-        self.trainer.method.train()
-        return row
+    def _context_encoder(self) -> Encoder:
+        return Encoder(self.trainer.method.context_encoder, self.facts["mean"], self.facts["std"]).to(self.trainer.device)
 
     def _measure_probe(self, step: int) -> None:
         began_s = time.perf_counter()
-        row = self._call_probe()
+        assert self.probe is not None
+        row = self.probe.measure(self._context_encoder())
         self.started_s += time.perf_counter() - began_s
         self.journal.write("probe", {"step": step, "encoder": "context", **row})
         others = f"untrained encoder {row['knn_random_encoder']:.1%}, raw pixels {row['knn_raw_pixels']:.1%}"
@@ -380,8 +427,10 @@ class Run:
             self.folder.append_metrics({"kind": "skipped_step", "step": batch.step, "files": files})
             self.journal.say(f"step {batch.step} skipped: loss or gradient not finite; files: {', '.join(files[:3])}, ...")
 
-    def _write_verdict(self, verdict: health.Verdict) -> None:
+    def _write_verdict(self) -> health.Verdict:
+        verdict = health.judge(self.health_rows, health.RunFacts.read(self.facts))
         write_json(self.folder.verdict_json, verdict.to_record())
+        return verdict
 
 
 def pretrain(
@@ -432,20 +481,27 @@ def pretrain(
         asked = with_batch_size(asked, find_batch_size(asked, len(source)))
         console.print(f"The largest batch that fits: {asked.data.batch_size} images.", highlight=False)
     initial = open_initial(init, asked) if init is not None else None
-    facts = reopen_run(recipe, source, folder, accept_changes) if resume else start_run(asked, source, folder, initial)
-    run = Run(asked, source, folder, facts, console)
-    if labelled:
-        run.probe = Probe(labelled[0], labelled[1], asked.data.size, asked.data.channels)
+    # Whatever can be refused is found out before anything is written.
+    if resume:
+        with lock_run(folder.path):
+            run = Run(asked, source, folder, reopen_run(recipe, source, folder, accept_changes), console)
+            run.measure_untrained(labelled)
+            run.resume()
+            if run.start_step >= run.total_steps:
+                run.say(f"{folder.path} is already trained to its last step, {run.total_steps}.")
+                return health.Verdict(**read_json(folder.verdict_json))
+            run.write_facts()
+            return run.train()
+    run = Run(asked, source, folder, describe_run(asked, source, initial), console)
+    run.measure_untrained(labelled)
     if initial is not None:
         run.start_from(initial)
-    if resume:
-        run.resume()
-        if run.start_step >= run.total_steps:
-            console.print(f"{folder.path} is already trained to its last step, {run.total_steps}.", highlight=False)
-            return health.Verdict(**read_json(folder.verdict_json))
-        if run.probe and (earlier := folder.read_metrics("probe")):
-            run.probe.random_accuracy = earlier[0]["knn_random_encoder"]
-    return run.train()
+    folder.create()
+    with lock_run(folder.path):
+        if folder.exists():
+            raise ValueError(f"{folder.path} already holds a run, started a moment ago; choose another --out")
+        run.write_facts()
+        return run.train()
 
 
 def _now() -> str:

@@ -1,9 +1,14 @@
-"""Stopping cleanly: SIGINT and SIGTERM are noted, the step in progress ends, the state is saved. Standard library only."""
+"""Stopping cleanly: SIGINT, SIGTERM and SIGHUP are noted, the step in progress ends, the state is saved.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
 import signal
 from types import FrameType
+
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler or `kill`, a terminal that goes away
 
 
 class Interrupted(Exception):
@@ -15,13 +20,19 @@ class Interrupted(Exception):
 
 
 class SignalCatcher:
-    """While entered, `caught` is the number of the first SIGINT or SIGTERM, else None; a second one acts at once."""
+    """While entered, `caught` is the number of the first signal of CAUGHT, else None; a second one acts at once.
+
+    A signal that is ignored stays ignored, as SIGHUP is under nohup.
+    """
 
     def __init__(self) -> None:
         self.caught: int | None = None
 
     def __enter__(self) -> SignalCatcher:
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in CAUGHT}
+        self._before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+        for number in self._before:
+            signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:

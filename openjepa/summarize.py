@@ -31,22 +31,26 @@ NUM_NEIGHBOURS = 8
 MAX_SEARCHED = 5000  # images among which neighbours are looked for
 
 
-def list_thresholds(health_rows: Sequence[Row]) -> dict[str, float]:
-    """The levels that the verdict and the alarms go by, for the curves; the rank's is a multiple of the run's first one."""
+def list_thresholds(run: Row, health_rows: Sequence[Row]) -> dict[str, float]:
+    """The levels that the verdict and the alarms go by, for the curves; the rank's depends on the run's untrained encoder."""
     levels = {
         "explained_variance": health.LEARNED_VARIANCE_FRAC,
         "feature_variance": health.MIN_FEATURE_VARIANCE,
         "grad_norm": health.MAX_GRAD_NORM,
     }
+    facts = health.RunFacts.read(run)
     ranks = [row["effective_rank_pooled"] for row in health_rows if "effective_rank_pooled" in row]
-    return levels | ({"effective_rank_pooled": health.find_healthy_rank(ranks[0])} if ranks else {})
+    if not ranks:
+        return levels
+    first = ranks[0] if facts.untrained_rank is None else facts.untrained_rank
+    return levels | {"effective_rank_pooled": health.find_healthy_rank(first, facts.rank_limit)}
 
 
 def write_report(run: str | Path) -> Path:
     """Write RUN/report.html and give its path; without a checkpoint or without the data, it says so in place of pictures."""
     folder = RunFolder(run)
     facts = folder.read_run()
-    levels = list_thresholds(folder.read_metrics("health"))
+    levels = list_thresholds(facts, folder.read_metrics("health"))
     return build_report(folder, _draw(folder, facts["data"], facts["recipe"]["data"]["channels"]), levels)
 
 

@@ -1,23 +1,24 @@
 """The verdict as laws over rows, the measurements against numpy and scipy, and what a replay says."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.linalg import eigh
 
-from benchmarks import health_bed
 from openjepa import health
+from openjepa.config import load_recipe, recipe_keys
+from openjepa.health import RunFacts
 from openjepa.masks import Masks
 from openjepa.methods.ijepa import explain_variance, variance_within_positions
 from openjepa.records import RunFolder, write_json
 from openjepa.replay import replay_verdicts
 
 LABELS = {"too early", "not learning yet", "healthy", "collapsing", "collapsed", "diverging"}
-RANKS = st.lists(st.floats(1.0, 200.0), min_size=3, max_size=12)
+RANKS = st.lists(st.floats(1.0, 60.0), min_size=3, max_size=12)
 
 
 def make_rows(ranks, **last):
@@ -30,9 +31,19 @@ def make_rows(ranks, **last):
     return rows
 
 
+def untrained(first, limit=64):
+    """The facts of a run whose encoder had this effective rank before training."""
+    return RunFacts(untrained_rank=first, rank_limit=limit)
+
+
+def judge(ranks, first=None, limit=64, **last):
+    """The verdict on a run of these ranks; the first of them is the untrained encoder's unless told otherwise."""
+    return health.judge(make_rows(ranks, **last), untrained(ranks[0] if first is None else first, limit))
+
+
 @given(RANKS)
 def test_every_series_has_a_known_label_a_reason_and_advice(ranks):
-    verdict = health.judge(make_rows(ranks))
+    verdict = judge(ranks)
     assert verdict.label in LABELS
     assert verdict.reason.endswith(".") and verdict.advice.endswith((".", "?"))
     assert verdict.step == 10 * (len(ranks) - 1)
@@ -40,57 +51,109 @@ def test_every_series_has_a_known_label_a_reason_and_advice(ranks):
 
 @given(RANKS)
 def test_features_on_a_line_are_never_healthy(ranks):
-    assert health.judge(make_rows([*ranks, 1.0])).label in ("collapsed", "collapsing")
-    assert health.judge(make_rows([*ranks, 1.0, 1.0])).label == "collapsed"
+    assert judge([*ranks, 1.0]).label in ("collapsed", "collapsing")
+    assert judge([*ranks, 1.0, 1.0]).label == "collapsed"
 
 
-@given(RANKS)
-def test_features_no_richer_than_the_untrained_ones_are_never_healthy_and_never_collapsed(ranks):
-    first = min(max(ranks[0], 1.1), health.MOST_UNTRAINED_RANK)
-    assert health.judge(make_rows([first, *ranks[1:], first])).label in ("not learning yet", "collapsing")
+@given(RANKS, st.floats(1.1, 60.0), st.floats(0.0, 1.0), st.sampled_from([64, 256]))
+def test_features_no_richer_than_the_untrained_ones_are_never_healthy(ranks, first, share, limit):
+    """Whatever the first rank: small grey images have 1.7, textured scenes 56."""
+    last = 1 + share * (first - 1)
+    assert judge([*ranks, last], first, limit).label in ("not learning yet", "collapsing", "collapsed")
+
+
+@given(st.floats(1.2, 56.0), st.integers(3, 10), st.floats(0.97, 1.03))
+def test_an_encoder_that_stays_as_it_was_is_not_learning_yet(first, count, factor):
+    """As at a learning rate of 1e-12."""
+    assert judge([first] * count + [max(first * factor, 1.06)], first, 64).label == "not learning yet"
+
+
+@given(st.floats(1.2, 60.0), st.floats(0.0, 0.39))
+def test_collapse_is_found_from_every_first_rank(first, share):
+    """Two measurements at less than 0.4 of the untrained encoder's excess over 1."""
+    last = 1 + share * (first - 1)
+    assert judge([first, first, last, last], first, 64).label == "collapsed"
+
+
+@given(st.floats(1.1, 56.0))
+def test_growth_can_be_healthy_from_every_first_rank(first):
+    limit = health.find_healthy_rank(first, 64)
+    assert first < limit < 64
+    assert judge([first, first, limit + 1e-3], first, 64).label == "healthy"
+    assert judge([first, first, limit - 1e-3], first, 64).label == "not learning yet"
+
+
+@given(RANKS, st.floats(-5, 0))
+def test_a_predictor_that_explains_nothing_is_never_healthy(ranks, explained):
+    assert judge(ranks, explained_variance=explained).label != "healthy"
 
 
 @given(RANKS, st.floats(0, 100))
 def test_more_rank_never_makes_the_verdict_worse(ranks, more):
     order = ["collapsed", "collapsing", "not learning yet", "healthy"]
-    low, high = (health.judge(make_rows([*ranks[:-1], rank])).label for rank in (ranks[-1], ranks[-1] + more))
+    low, high = (judge([*ranks[:-1], rank]).label for rank in (ranks[-1], ranks[-1] + more))
     assert order.index(low) <= order.index(high)
 
 
 @given(RANKS)
 def test_a_rising_rank_is_never_called_collapsing(ranks):
-    assert health.judge(make_rows(sorted(ranks))).label != "collapsing"
+    assert judge(sorted(ranks)).label != "collapsing"
 
 
 @pytest.mark.parametrize(
-    ("ranks", "label"),
+    ("ranks", "limit", "label"),
     [
-        ([1.7], "too early"),
-        ([1.7, 9.0], "too early"),
-        ([1.7, 4.0, 9.0], "healthy"),
-        ([1.7, 1.7, 1.8], "not learning yet"),
-        ([1.7, 1.2, 1.1], "collapsed"),
-        ([1.7, 1.5, 1.3], "collapsing"),  # as the seed's recipe began, which learned: once is not enough
-        ([1.7, 12.0, 4.9], "collapsing"),
-        ([1.7, 12.0, 4.0, 4.9], "healthy"),  # low, but no longer falling
-        ([60.0, 61.0, 60.0], "healthy"),  # started from trained weights
-        ([1.0001, 1.0002, 1.0001], "collapsed"),
+        ([1.7], 64, "too early"),
+        ([1.7, 9.0], 64, "too early"),
+        ([1.7, 4.0, 9.0], 64, "healthy"),
+        ([1.7, 1.7, 1.8], 64, "not learning yet"),
+        ([1.7, 1.2, 1.1], 64, "collapsed"),
+        ([1.7, 1.5, 1.3], 64, "collapsing"),  # as the seed's recipe began, which learned: once is not enough
+        ([1.7, 12.0, 4.4], 64, "collapsing"),
+        ([1.7, 12.0, 4.0, 9.0], 64, "healthy"),  # once lower, but no longer falling
+        ([17.6, 17.6, 17.6], 256, "not learning yet"),  # ViT-B at 224 px with a rate of 1e-12
+        ([17.6, 12.0, 12.0], 256, "not learning yet"),
+        ([17.6, 3.0, 3.0], 256, "collapsed"),
+        ([1.0001, 1.0002, 1.0001], 64, "collapsed"),
     ],
 )
-def test_labels(ranks, label):
-    assert health.judge(make_rows(ranks)).label == label
+def test_labels(ranks, limit, label):
+    assert judge(ranks, limit=limit).label == label
+
+
+def test_a_run_from_trained_weights_is_compared_with_the_untrained_encoder():
+    """--init starts at a high rank, which is a high rank all the same."""
+    assert judge([40.0, 41.0, 40.0], first=1.7, limit=64).label == "healthy"
+    assert judge([40.0, 41.0, 40.0], first=39.0, limit=64).label == "not learning yet"
 
 
 def test_images_that_look_alike_from_the_start_are_the_images_fault():
-    assert "Look at the images" in health.judge(make_rows([1.0, 1.0, 1.0])).advice
-    assert "Look at the images" not in health.judge(make_rows([1.7, 1.1, 1.1])).advice
+    assert "Look at the images" in judge([1.0, 1.0, 1.0]).advice
+    assert "Look at the images" not in judge([1.7, 1.1, 1.1]).advice
 
 
-@pytest.mark.parametrize("last", [{"skipped_in_a_row": 2}, {"loss": 11.0}, {"loss": math.nan}, {"grad_norm": math.inf}])
+def test_images_that_allow_nothing_are_blamed_whatever_the_features():
+    facts = RunFacts(hopeless="only 9 images")
+    for ranks, label in (([1.7, 9.0, 9.0], "not learning yet"), ([1.7, 1.0, 1.0], "collapsed"), ([1.7], "not learning yet")):
+        verdict = health.judge(make_rows(ranks), facts)
+        assert verdict.label == label
+        assert verdict.reason == "only 9 images."
+    assert health.judge(make_rows([1.7, 9.0, 9.0], loss=math.nan), facts).label == "diverging"
+
+
+@pytest.mark.parametrize(
+    "last", [{"skipped_in_a_row": 2}, {"loss": 11.0}, {"loss": math.nan}, {"effective_rank_pooled": math.nan}]
+)
 def test_diverging_wins_over_all_else(last):
-    assert health.judge(make_rows([1.7, 5.0, 9.0], **last)).label == "diverging"
-    assert health.judge(make_rows([1.7], **({} if last == {"loss": 11.0} else last) | {"loss": math.nan})).label == "diverging"
-    assert health.judge(make_rows([1.7, 5.0, 9.0], loss=9.0)).label == "healthy"
+    assert judge([1.7, 5.0, 9.0], **last).label == "diverging"
+    assert judge([1.7], **({} if last == {"loss": 11.0} else last) | {"loss": math.nan}).label == "diverging"
+    assert judge([1.7, 5.0, 9.0], loss=9.0).label == "healthy"
+
+
+def test_a_run_that_stopped_is_diverging_at_its_last_step():
+    verdict = health.judge(make_rows([1.7, 5.0, 9.0]), RunFacts(stopped=(27, "ten steps in a row were not finite.")))
+    assert (verdict.label, verdict.step) == ("diverging", 27)
+    assert "ten steps" in verdict.reason
 
 
 def test_a_predictor_that_lost_what_it_knew_is_diverging_however_rich_the_features():
@@ -98,8 +161,9 @@ def test_a_predictor_that_lost_what_it_knew_is_diverging_however_rich_the_featur
     explained = (-3.3, 0.56, 0.42, 0.25, 0.1)
     rows = make_rows([1.8, 38.6, 55.2, 56.2, 50.9])
     rows = [row | {"explained_variance": value} for row, value in zip(rows, explained, strict=True)]
-    assert [verdict.label for verdict in health.replay(rows)] == ["too early", "too early", "healthy", "diverging", "diverging"]
-    assert "optim.lr" in health.judge(rows).advice
+    labels = [verdict.label for verdict in health.replay(rows, untrained(1.8, 96))]
+    assert labels == ["too early", "too early", "healthy", "diverging", "diverging"]
+    assert "optim.lr" in health.judge(rows, untrained(1.8, 96)).advice
 
 
 @given(st.lists(st.floats(0.01, 1.0), min_size=3, max_size=10))
@@ -110,20 +174,53 @@ def test_a_predictor_that_keeps_two_thirds_of_its_best_is_not_diverging(explaine
         best = max(best, kept[-1])
     rows = make_rows([1.7, *[9.0] * (len(kept) - 1)])
     rows = [row | {"explained_variance": value} for row, value in zip(rows, kept, strict=True)]
-    assert {verdict.label for verdict in health.replay(rows)} <= {"too early", "healthy"}
+    assert {verdict.label for verdict in health.replay(rows, untrained(1.7, 64))} <= {"too early", "healthy"}
 
 
-def test_advice_names_no_momentum_where_there_is_no_target_encoder():
-    assert "momentum" not in health.judge(make_rows([1.7, 1.1, 1.1])).advice
-    assert "momentum.start" in health.judge(make_rows([1.7, 1.1, 1.1], context_target_drift=0.1)).advice
+@pytest.mark.parametrize("recipe", ["demo", "mae_demo", "paper_vit_base_16", "seed_vit_base_16"])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        make_rows([1.7, 1.1, 1.1]),
+        make_rows([1.7, 9.0, 4.0]),
+        make_rows([1.7, 1.7, 1.7]),
+        make_rows([1.7, 9.0, 9.0], loss=math.nan),
+    ],
+)
+def test_advice_names_keys_that_act_on_the_run_and_are_not_set_that_way(recipe, rows):
+    values = load_recipe(recipe).model_dump(mode="json")
+    verdict = health.judge(rows, RunFacts(recipe=values, untrained_rank=1.7, rank_limit=64))
+    named = re.findall(r"\b(?:data|model|mask|method|optim|momentum|train)\.\w+", verdict.advice)
+    assert verdict.label != "healthy" and named
+    assert set(named) <= set(recipe_keys())
+    if values["method"]["name"] == "mae":
+        assert not any(key.startswith("momentum.") for key in named)
+    if values["method"]["regularizer"] == "vicreg":
+        assert "regularizer vicreg" not in verdict.advice
+    if values["optim"]["clip_grad_norm"] is not None:
+        assert "optim.clip_grad_norm" not in named
 
 
-def test_the_healthy_rank_is_where_the_verdict_turns():
-    assert health.find_healthy_rank(50.0) == health.find_healthy_rank(4.0)
-    for first in (1.0, 1.7, 3.0, 4.0):
-        limit = health.find_healthy_rank(first)
-        below, above = (health.judge(make_rows([first, first, limit + d])).label for d in (-1e-3, 1e-3))
-        assert below != "healthy" and above == "healthy"
+@given(st.floats(1.0, 64.0), st.floats(1.0, 64.0), st.sampled_from([64, 256]))
+def test_the_healthy_rank_is_above_the_first_and_rises_with_it(first, other, limit):
+    low, high = sorted((first, other))
+    assert health.find_healthy_rank(low, limit) > low
+    assert health.find_healthy_rank(low, limit) <= health.find_healthy_rank(high, limit)
+
+
+@pytest.mark.parametrize(("first", "limit", "odds"), [(1.7, 64, 3.7), (17.9, 64, 1.55), (17.6, 256, 2.3)])
+def test_healthy_odds_are_fewer_times_the_first_ones_where_those_are_high(first, limit, odds):
+    rank = health.find_healthy_rank(first, limit)
+    assert (rank - 1) / (limit + 1 - rank) == pytest.approx(odds * (first - 1) / (limit + 1 - first), rel=0.02)
+
+
+def test_features_that_are_not_finite_have_no_rank():
+    broken = torch.full((8, 4), math.nan)
+    assert math.isnan(health.effective_rank(broken))
+    measured = health.measure_features(broken, broken, None)
+    assert math.isnan(measured["effective_rank_pooled"])
+    row = {"step": 3, "loss": 1.0, **measured}
+    assert health.judge([row], RunFacts()).label == "diverging"
 
 
 def test_effective_rank_of_known_spectra():
@@ -157,22 +254,10 @@ def test_who_knows_positions_alone_explains_variance_but_no_content():
     assert float(half["explained_content"]) == pytest.approx(0.75, abs=0.01)
 
 
-def test_lidar_solves_the_generalised_eigenproblem():
-    views = torch.randn(50, 4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * torch.arange(1, 7)
-    views = views + 5 * views[:, :1]
-    means = views.mean(1).numpy()
-    within = sum(np.cov(image.numpy().T) for image in views) / 50 + 1e-4 * np.eye(6)
-    expected = eigh(np.cov(means.T), within, eigvals_only=True)
-    np.testing.assert_allclose(health_bed.between_over_within(views).numpy(), expected, rtol=1e-8)
-    shares = expected / expected.sum()
-    assert health_bed.lidar(views) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
-    assert health_bed.view_bits(views) == pytest.approx(np.log2(1 + expected).sum() / 2)
-
-
-def write_run(path, rows, total_steps=100):
+def write_run(path, rows, total_steps=100, **facts):
     folder = RunFolder(path)
     folder.create()
-    write_json(folder.run_json, {"total_steps": total_steps})
+    write_json(folder.run_json, {"total_steps": total_steps} | facts)
     for row in rows:
         folder.append_metrics({"kind": "health", **row})
     return folder
@@ -182,7 +267,7 @@ def test_replay_says_where_the_verdict_changes(tmp_path):
     write_run(tmp_path, make_rows([1.7, 2.0, 2.0, 2.1, 9.0, 9.1]))
     lines = replay_verdicts(tmp_path)
     assert [line.split(": ")[1] for line in lines[:-1]] == ["too early", "not learning yet", "healthy"]
-    assert lines[2].startswith("step 40 (41% of the run): healthy: effective rank 9.0, 1.7 at the start")
+    assert lines[2].startswith("step 40 (41% of the run): healthy: effective rank 9.0, 1.7 untrained")
     assert lines[-1].startswith("now: step 50 (51% of the run): healthy: ")
     assert len(replay_verdicts(tmp_path, every=True)) == 7
 
@@ -205,3 +290,13 @@ def test_replay_of_nothing_is_one_clear_line(tmp_path):
     folder.append_metrics({"kind": "health", "step": 3})
     with pytest.raises(ValueError, match="1 health rows, but none holds both"):
         replay_verdicts(tmp_path)
+
+
+def test_replay_blames_the_images_as_the_run_did(tmp_path):
+    write_run(tmp_path, make_rows([1.7, 5.0, 9.0]), findings=[["a few flat images", False], ["only 9 images", True]])
+    assert replay_verdicts(tmp_path)[-1].startswith("now: step 20 (21% of the run): not learning yet: only 9 images.")
+
+
+def test_replay_knows_that_a_run_stopped(tmp_path):
+    write_run(tmp_path, make_rows([1.7, 5.0, 9.0]), stopped=[25, "ten steps in a row were not finite."])
+    assert replay_verdicts(tmp_path)[-1].startswith("now: step 25 (26% of the run): diverging: ten steps")

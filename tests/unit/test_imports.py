@@ -40,11 +40,14 @@ GROUP_OF_MODULE = {
     "choose": "run",
     "initial": "run",
     "journal": "run",
+    "lock": "run",
     "machine": "run",
     "memory": "run",
     "monitor": "run",
+    "resume": "run",
     "signals": "run",
     "speed": "run",
+    "threads": "run",
 }
 TIMM_IS_IMPORTED_BY = {"nn/encoder.py", "interop/timm.py"}
 

@@ -1,0 +1,44 @@
+"""Which images a source holds, in one short string: so that a run notices when it is resumed on others.
+
+A hash of all image names in order, and of the sizes of some files or the pixels of some images in memory. Names are
+relative to the source, so that a folder which has moved as a whole keeps its fingerprint. Left out: the content of files,
+which would take a pass over the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from openjepa.data.sources import FolderSource, ImageSource
+
+SAMPLED = 256  # images of which more than the name counts
+DIGITS = 16
+
+
+def fingerprint(source: ImageSource) -> str:
+    """The fingerprint of a source's images; files that cannot be looked at count as empty."""
+    found = hashlib.sha256()
+    for index in range(len(source)):
+        found.update(_name(source, index) + b"\0")
+    for index in np.unique(np.linspace(0, len(source) - 1, SAMPLED).astype(np.int64)).tolist():
+        found.update(_content(source, index) + b"\0")
+    return found.hexdigest()[:DIGITS]
+
+
+def _name(source: ImageSource, index: int) -> bytes:
+    if isinstance(source, FolderSource):
+        return os.fsencode(source.files[index].removeprefix(str(Path(source.spec).expanduser())))
+    return source.path(index).removeprefix(source.spec).encode("utf-8", "surrogateescape")
+
+
+def _content(source: ImageSource, index: int) -> bytes:
+    if not isinstance(source, FolderSource):
+        return source.open(index).decode().tobytes()
+    try:
+        return str(os.stat(source.files[index]).st_size).encode()
+    except OSError:
+        return b""
