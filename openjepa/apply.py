@@ -1,7 +1,10 @@
-"""What is done with a finished run: load its encoders, evaluate, embed, and fill the report."""
+"""What is done with a finished run: load its encoders, evaluate and embed."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,17 +12,18 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from openjepa import __version__
 from openjepa.build import make_method
 from openjepa.config import Recipe, build_recipe
-from openjepa.data.sources import ImageSource, open_source
-from openjepa.engine.checkpoint import find_latest, load_checkpoint
+from openjepa.data.sources import ImageSource, canonical_spec, open_source
+from openjepa.engine.checkpoint import digest, find_latest, load_checkpoint
 from openjepa.engine.precision import pick_device
 from openjepa.evals import PROTOCOLS
 from openjepa.evals.embed import write_features
 from openjepa.evals.features import Features, RawPixels, extract_features
 from openjepa.methods import Method
 from openjepa.nn.encoder import Encoder, VisionTransformer
-from openjepa.records import RunFolder
+from openjepa.records import Row, RunFolder
 
 EncoderName = Literal["context", "target"]
 Candidate = Literal["context", "target", "random", "pixels"]
@@ -128,12 +132,21 @@ def evaluate_many(
     seed: int = 0,
     device: str = "auto",
     note: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda words: print(f"openjepa: {words}", file=sys.stderr),
 ) -> list[dict[str, Any]]:
-    """Every encoder by every protocol, extracting features once an encoder; note is told what is being done."""
+    """Every encoder by every protocol, extracting features once per encoder.
+
+    note receives progress messages; warn a line where the run folder cannot take the record.
+    """
     for protocol in protocols:
         if protocol not in PROTOCOLS:
             raise ValueError(f"no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
-    place = pick_device(device)
+    place, checkpoint = pick_device(device), find_checkpoint(run)
+    _, info = load_checkpoint(checkpoint, prefix="method.context_encoder.pos_embed")
+    facts = {
+        "run": str(run), "checkpoint": checkpoint.name, "step": info["step"], "sha256": digest(checkpoint),
+        "version": __version__,
+    }  # fmt: skip
     records: list[dict[str, Any]] = []
     for name in encoders:
         candidate = load_candidate(run, name, str(place), layers)
@@ -144,14 +157,23 @@ def evaluate_many(
         for protocol in protocols:
             note(f"{protocol} on {name}")
             result = PROTOCOLS[protocol](features[0], features[1], seed)
-            record = {"encoder": name, "layers": layers, "protocol": protocol, "run": str(run), "train": train, "test": test}
-            record |= {"seed": seed} | result.to_record() | {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+            record = {"encoder": name, "layers": layers, "protocol": protocol, "train": train, "test": test, **facts}
+            record |= {"train_path": canonical_spec(train), "test_path": canonical_spec(test), "seed": seed}
+            record |= result.to_record() | {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
             records.append(record)
             if Path(run).is_dir():
-                RunFolder(run).write_eval(
-                    f"{protocol}-{name}{'' if layers == 1 else f'-{layers}-layers'}-{_slug(train)}-{_slug(test)}", record
-                )
+                try:
+                    RunFolder(run).write_eval(name_record(record), record)
+                except OSError as error:  # of somebody else's run, or a full disk: the result is worth more than its record
+                    warn(f"the record could not be written: {error}")
     return records
+
+
+def name_record(record: Row) -> str:
+    """The file name of an evaluation's record: the same for the same question, and another one for every other."""
+    question = [record[key] for key in ("protocol", "encoder", "layers", "train_path", "test_path", "seed", "step", "sha256")]
+    short = hashlib.sha256(json.dumps(question).encode()).hexdigest()[:8]
+    return f"{record['protocol']}-{record['encoder']}-step-{record['step']}-{short}"
 
 
 def open_labelled(spec: str, channels: int) -> ImageSource:
@@ -183,8 +205,3 @@ def _make_vit(recipe: Recipe) -> VisionTransformer:
 
 def _recipe_of(info: dict[str, Any]) -> Recipe:
     return build_recipe(info["recipe"], where="the checkpoint's recipe")
-
-
-def _slug(spec: str) -> str:
-    """A data spec as part of a file name."""
-    return "".join(letter if letter.isalnum() else "-" for letter in spec).strip("-")[-60:]

@@ -6,6 +6,7 @@ Mistakes of the user end in one line on stderr and exit status 2; an interrupted
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import re
@@ -372,6 +373,9 @@ def ablate(
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the `openjepa` command."""
     arguments = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):  # paths may hold bytes that no encoding has
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         commands: dict[str, Callable[..., Any]] = {
             "pretrain": make_pretrain(*_base_recipe(arguments)), "evaluate": evaluate, "embed": embed,

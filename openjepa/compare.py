@@ -22,6 +22,7 @@ from rich.console import Console
 
 from openjepa.apply import Candidate, evaluate_many, load_encoder, open_labelled
 from openjepa.config import Recipe, build_recipe
+from openjepa.data.sources import canonical_spec
 from openjepa.engine.precision import pick_device
 from openjepa.evals import PROTOCOLS
 from openjepa.evals.features import extract_features, take_last_layer
@@ -137,8 +138,9 @@ def run_job(job: Job) -> Outcome:
     done = job.folder / "outcome.json"
     if done.is_file():
         found, recorded = read_json(done), folder.read_run()
-        has = [recorded["recipe"], recorded["data"], found.get("labels"), found.get("test")]
-        if has != [json.loads(job.recipe.model_dump_json()), job.train, job.labels, job.test]:
+        specs = [canonical_spec(str(spec)) for spec in (recorded["data"], found.get("labels"), found.get("test"))]
+        asked = [canonical_spec(spec) for spec in (job.train, job.labels, job.test)]
+        if recorded["recipe"] != json.loads(job.recipe.model_dump_json()) or specs != asked:
             raise ValueError(f"{job.folder} holds a run of other settings; choose another folder")
         return Outcome(**found["outcome"])
     torch.set_num_threads(job.threads)

@@ -10,12 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from openjepa.apply import Candidate, evaluate_many
-from openjepa.config import build_recipe, load_recipe
+from openjepa.config import build_recipe, changed_keys, load_recipe
+from openjepa.lock import lock_run
 from openjepa.records import Row, RunFolder
 from openjepa.run import pretrain
 from openjepa.summarize import write_report
 
 TRAIN, TEST = "sample:train", "sample:test"
+MARK = ".demo"  # a file that says that a folder is a demo's
 NAMES: dict[Candidate, str] = {
     "pixels": "raw pixels",
     "random": "random encoder",
@@ -30,7 +32,7 @@ def run_demo(out: Path, minutes: float | None) -> None:
     ValueError if the folder holds something that is not a demo run.
     """
     started, console = time.perf_counter(), Console(soft_wrap=True)
-    _clear(out)
+    _make_room(out)
     recipe = load_recipe("demo")
     if minutes is not None:
         values = recipe.model_dump()
@@ -50,7 +52,7 @@ def run_demo(out: Path, minutes: float | None) -> None:
         (out / "metrics.jsonl", "every number, one JSON line a row"),
         (out / "checkpoints", "the encoders: openjepa.load_encoder(folder)"),
     ):
-        console.print(f"  {path}  {what}", highlight=False)
+        console.print(f"  {path}  {what}", highlight=False, markup=False)
 
 
 def make_table(records: list[Row]) -> Table:
@@ -78,11 +80,20 @@ def _cell(record: Row) -> str:
     return f"{record['accuracy']:.1%}  ({low:.1%} - {high:.1%})"
 
 
-def _clear(out: Path) -> None:
-    """Remove an earlier demo; ValueError if the folder is something else."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    folder = RunFolder(out)
-    if not folder.exists() or folder.read_run()["data"] != TRAIN:
-        raise ValueError(f"{out} exists and is no demo run; choose another --out")
-    shutil.rmtree(out)
+def _make_room(out: Path) -> None:
+    """An empty, marked folder in place of an earlier demo; ValueError if the folder is something else."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        if not (out / MARK).is_file() or not _is_as_it_was(RunFolder(out)):
+            raise ValueError(f"{out} exists and is not an earlier demo; move it away or choose another --out")
+        with lock_run(out):
+            shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).touch()
+
+
+def _is_as_it_was(folder: RunFolder) -> bool:
+    """Whether a demo's folder holds no more than a demo: a run that has gone on with other values is somebody's work."""
+    if not folder.exists():
+        return True
+    recorded = build_recipe(folder.read_run()["recipe"], where=str(folder.run_json))
+    return changed_keys(load_recipe("demo"), recorded).keys() <= {"train.max_minutes"}

@@ -26,7 +26,7 @@ class Journal:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
         )
         self.progress = Progress(*columns, console=console, refresh_per_second=4)
         self.task = self.progress.add_task("", total=total_steps, completed=start_step)

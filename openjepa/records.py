@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Write a file whole or not at all: a temporary file beside it, synced, then renamed over it."""
-    raw = data.encode() if isinstance(data, str) else data
+    raw = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -479,7 +479,7 @@ def pretrain(
         if resume:
             raise ValueError("a resumed run keeps its batch size: drop --batch auto")
         asked = with_batch_size(asked, find_batch_size(asked, len(source)))
-        console.print(f"The largest batch that fits: {asked.data.batch_size} images.", highlight=False)
+        console.print(f"The largest batch that fits: {asked.data.batch_size} images.", highlight=False, markup=False)
     initial = open_initial(init, asked) if init is not None else None
     # Whatever can be refused is found out before anything is written.
     if resume:

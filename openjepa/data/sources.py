@@ -75,6 +75,22 @@ def open_source(spec: str, channels: int) -> ImageSource:
     return open_pack(spec, channels) if is_pack(Path(spec).expanduser()) else open_folder(spec, channels)
 
 
+def canonical_spec(spec: str) -> str:
+    """The same name for the same data, however a user writes it: absolute, without links and final slashes, `~` expanded."""
+    kind, _, rest = spec.partition(":")
+    if kind == "sample" and rest:
+        return spec
+    if kind == "fashion-mnist" and rest:
+        folder, _, part = rest.rpartition(":")
+        return f"{kind}:{os.path.realpath(os.path.expanduser(folder))}:{part}"
+    return os.path.realpath(os.path.expanduser(spec))
+
+
+def printable(name: str) -> str:
+    """A path or class name in characters that can be printed; bytes that are not UTF-8 become backslash escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 @dataclass(frozen=True)
 class ArraySource:
     """Grey images in memory: (N, H, W) uint8, shown with 1 to 4 channels."""
@@ -133,8 +149,8 @@ class FolderSource:
         return self.open(index).decode()
 
     def path(self, index: int) -> str:
-        """The file's path; bytes that are not UTF-8 are shown as backslash escapes."""
-        return os.fsencode(self.files[index]).decode("utf-8", "backslashreplace")
+        """The file's path in printable characters."""
+        return printable(self.files[index])
 
 
 def name_held_out(spec: str) -> str | None:
@@ -166,7 +182,7 @@ def open_folder(spec: str, channels: int) -> FolderSource:
         return FolderSource(spec, channels, files, None, [])
     numbers = {folder: number for number, folder in enumerate(classes)}
     labels = np.array([numbers[folder] for folder in folders if folder is not None], np.int64)
-    return FolderSource(spec, channels, files, labels, classes)
+    return FolderSource(spec, channels, files, labels, [printable(name) for name in classes])
 
 
 def list_files(root: Path) -> list[str]:

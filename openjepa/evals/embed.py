@@ -20,7 +20,7 @@ import torch
 from pyarrow import parquet
 
 from openjepa import __version__
-from openjepa.data.sources import ImageSource
+from openjepa.data.sources import ImageSource, printable
 from openjepa.engine.precision import Precision
 from openjepa.evals.features import FeatureBatch, ImageEncoder, stream_features
 
@@ -63,7 +63,7 @@ def write_features(
     batches = stream_features(
         encoder, source, batch_size=batch_size, workers=workers, device=device, precision=precision, label=label
     )
-    metadata = {"encoder": encoder_name, "run": run, "data": source.spec, "version": __version__}
+    metadata = {"encoder": encoder_name, "run": printable(run), "data": printable(source.spec), "version": __version__}
     skipped: list[tuple[str, str]] = []
     num_images = 0
     with _whole_or_not_at_all(path) as temporary:

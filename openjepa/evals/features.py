@@ -165,5 +165,5 @@ def _evaluating(encoder: ImageEncoder, device: torch.device) -> Iterator[None]:
 def _progress_bar(label: str | None) -> Progress:
     """A bar on standard error that leaves nothing behind; silent where that is no terminal."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=label is None or not console.is_terminal)

@@ -6,6 +6,7 @@ Training images are put in the order of their number, so that no protocol depend
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from openjepa.data.sources import canonical_spec
 from openjepa.evals.features import Features, Integers
 from openjepa.evals.result import Result, bootstrap_interval
 
@@ -67,7 +69,7 @@ def pair_up(train: Features, test: Features) -> LabelledPair:
     warnings = [
         f"{len(features.skipped)} images of {features.spec} could not be read" for features in (train, test) if features.skipped
     ]
-    if train.spec == test.spec:
+    if canonical_spec(train.spec) == canonical_spec(test.spec):
         warnings.append(f"{train.spec} was used for training and for test; the accuracy says nothing about new images")
     return LabelledPair(
         torch.from_numpy(train.pooled[order]), torch.from_numpy(train_labels[order]),
@@ -103,7 +105,8 @@ def _class_names(features: Features) -> list[str]:
         raise ValueError(
             f"{features.spec} has no labels: class sub-folders give them; put every image in one, as in {features.spec}/cat/1.jpg"
         )
-    return [features.classes[label] for label in features.labels.tolist()]
+    names = [unicodedata.normalize("NFC", name) for name in features.classes]  # as two systems write one "é"
+    return [names[label] for label in features.labels.tolist()]
 
 
 def _list_names(names: list[str]) -> str:

@@ -6,7 +6,7 @@ not. The page loads nothing: its policy allows inline styles and data: images an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,18 @@ def read_records(run: RunFolder) -> tuple[list[tuple[str, Row]], list[str]]:
             unreadable.append(f"{path.name}: {problem}")
         else:
             records.append((path.name, record))
-    return records, unreadable
+    return keep_newest(records), unreadable
+
+
+def keep_newest(records: Sequence[tuple[str, Row]]) -> list[tuple[str, Row]]:
+    """Of records that ask the same question of several checkpoints of the run, that of the latest step."""
+    latest: dict[tuple[Any, ...], tuple[str, Row]] = {}
+    for name, record in records:
+        data = (record.get(f"{part}_path", record.get(part)) for part in ("train", "test"))
+        question = (record["protocol"], record["encoder"], record.get("layers", 1), record.get("seed"), *data)
+        if question not in latest or record.get("step", -1) >= latest[question][1].get("step", -1):
+            latest[question] = name, record
+    return list(latest.values())
 
 
 def read_skipped(run: RunFolder) -> list[tuple[str, str]]:

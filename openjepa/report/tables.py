@@ -79,9 +79,14 @@ def tabulate_probes(records: Sequence[Row]) -> list[ProbeTable]:
     """One table for each training data, test data and number of layers, in order of first appearance."""
     groups: dict[tuple[str, str, int], list[Row]] = {}
     for record in records:
-        train, test = (str(record.get(part, "not recorded")) for part in ("train", "test"))
+        train, test = (str(record.get(f"{part}_path", _name_data(record, part))) for part in ("train", "test"))
         groups.setdefault((train, test, record.get("layers", 1)), []).append(record)
-    return [_tabulate(train, test, group) for (train, test, _), group in groups.items()]
+    return [_tabulate(_name_data(group[0], "train"), _name_data(group[0], "test"), group) for group in groups.values()]
+
+
+def _name_data(record: Row, part: str) -> str:
+    """Training or test data as the user called them."""
+    return str(record.get(part, "not recorded"))
 
 
 def _tabulate(train: str, test: str, records: list[Row]) -> ProbeTable:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from openjepa.data.decode import DecodeError
 from openjepa.data.sample import read_index
-from openjepa.data.sources import open_source
+from openjepa.data.sources import canonical_spec, open_source
 from tests.messy_folder import CLASSES, build_messy_folder
 
 
@@ -208,3 +208,26 @@ def test_class_names_are_those_of_the_paper():
     assert json.dumps(read_index()["classes"]) == (
         '["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]'
     )
+
+
+def test_the_same_data_has_one_name_however_it_is_written(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to("photos")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written = ["photos", "photos/", "./photos", "link", "photos/../photos", "~/photos", str(tmp_path / "photos")]
+    assert {canonical_spec(spec) for spec in written} == {str(tmp_path.resolve() / "photos")}
+    assert canonical_spec("sample:train") == "sample:train" != canonical_spec("sample:test")
+    parts = {canonical_spec(f"fashion-mnist:{folder}:test") for folder in written}
+    assert parts == {f"fashion-mnist:{tmp_path.resolve() / 'photos'}:test"}
+
+
+def test_a_class_folder_that_is_not_utf8_has_a_printable_name(tmp_path):
+    for name in (b"caf\xe9", b"dog"):
+        folder = os.fsencode(tmp_path) + b"/" + name
+        os.mkdir(folder)
+        Image.new("L", (4, 4)).save(os.fsdecode(folder + b"/1.png"))
+    source = open_source(str(tmp_path), 1)
+    assert source.classes == ["caf\\xe9", "dog"]
+    assert all(name.encode("utf-8") for name in source.classes)
+    assert source.open(0).decode().shape == (4, 4, 1)
