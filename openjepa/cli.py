@@ -6,7 +6,6 @@ Mistakes of the user end in one line on stderr and exit status 2; an interrupted
 from __future__ import annotations
 
 import functools
-import json
 import os
 import re
 import sys
@@ -18,6 +17,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from openjepa import config
+from openjepa.records import to_json
 from openjepa.signals import Interrupted
 
 if TYPE_CHECKING:
@@ -478,7 +478,7 @@ def _flag(arguments: list[str], name: str) -> str | None:
 
 
 def _to_json(record: dict[str, Any]) -> str:
-    return json.dumps({"accuracy": record["accuracy"]} | record)
+    return to_json({"accuracy": record["accuracy"]} | record)
 
 
 def _fail(message: str, status: int = 2) -> None:

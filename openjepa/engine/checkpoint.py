@@ -10,7 +10,6 @@ One process saves at a time. Nothing here is ever unpickled.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openjepa.records import read_json, write_json
+from openjepa.records import from_json, read_json, to_json, write_json
 
 TEMPORARY = ".saving-"
 HEADER_BYTES_PER_TENSOR = 256  # generous: name, dtype, shape and offsets of a tensor take about 100 in the header
@@ -39,7 +38,7 @@ def save_checkpoint(
     """
     assert step >= 0 and keep >= 1, (step, keep)
     path = folder / f"step-{step:08d}.safetensors"
-    metadata = {"info": json.dumps(info)}  # one entry: the library writes several in no fixed order
+    metadata = {"info": to_json(info)}  # one entry: the library writes several in no fixed order
     tensors = _own_memory(tensors)
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in folder.glob(f"{TEMPORARY}*"):  # of a process killed while saving
@@ -57,7 +56,7 @@ def save_checkpoint(
 
 def write_checkpoint(path: Path, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
     """Write a lone checkpoint file of any name, without a JSON beside it, and sync it. OSError if the disk is full."""
-    metadata = {"info": json.dumps(info)}
+    metadata = {"info": to_json(info)}
     tensors = _own_memory(tensors)
     _require_space(path, tensors, metadata)
     try:
@@ -83,10 +82,12 @@ def load_checkpoint(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], di
             # Copied, because the library maps the file and what happens to the file would happen to the tensors.
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dict)
             tensors = {name: file.get_tensor(name).clone() for name in names}
-            info = json.loads((file.metadata() or {}).get("info", "null"))
+            metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from None
-    except (json.JSONDecodeError, RecursionError):
+    try:
+        info = from_json(metadata.get("info", "null"))
+    except ValueError:
         info = None
     if not isinstance(info, dict):
         raise ValueError(f"{path}: a safetensors file, but not a checkpoint of OpenJEPA: its metadata has no info")
