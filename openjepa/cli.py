@@ -183,9 +183,9 @@ def export(
     from openjepa.bridge import FORMATS
     from openjepa.bridge import export as write
 
-    difference = write(run, format, out, encoder=encoder)
+    agreement = write(run, format, out, encoder=encoder)
     print(f"{encoder} encoder in {out}")
-    print(f"Largest absolute difference of a feature in {FORMATS[format].library}: {difference:.2g}")
+    print(agreement.describe(FORMATS[format].library))
 
 
 def masks(recipe: str, out: Path, seed: int = 0, batch_size: int = 256) -> None:

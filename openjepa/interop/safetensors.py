@@ -53,6 +53,21 @@ def read_facts(metadata: dict[str, str]) -> dict[str, Any]:
     return facts
 
 
+def settle_encoder(facts: dict[str, Any], asked: str | None) -> str:
+    """Which encoder a file of one encoder holds: the one that its facts record, else the one asked for, else context.
+
+    ValueError if another one was asked for than is recorded.
+    """
+    recorded = facts.get("encoder")
+    if recorded is None:
+        return asked or "context"
+    if recorded not in ("context", "target"):
+        raise ValueError(f"damaged metadata: {ENTRY} records the encoder {recorded!r}, neither context nor target")
+    if asked not in (None, recorded):
+        raise ValueError(f"it records that it holds the {recorded} encoder, not the {asked} encoder: drop --encoder {asked}")
+    return str(recorded)
+
+
 def apply_facts(weights: Weights, facts: dict[str, Any]) -> Weights:
     """The weights, with heads, image size and normalization as recorded."""
     try:
