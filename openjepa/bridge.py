@@ -1,14 +1,15 @@
 """Weights in and out: `import_weights` makes a checkpoint from someone else's file, `export` writes one that others load.
 
 Both write in a temporary folder beside the target and rename at the end, never over something that is there. An export is
-loaded back through the other library and compared with our encoder on real images before it gets its name.
+loaded back through the other library and compared with our encoder on real images before it gets its name: from the same pixels,
+and, where the other library cuts pictures to size by itself, from whole pictures too.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,9 +18,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.nn import functional
 
 from openjepa.apply import EncoderName, load_encoder
-from openjepa.data.decode import DecodeError
+from openjepa.data.decode import Decoded, DecodeError, Picture
 from openjepa.data.sources import ImageSource, open_source
 from openjepa.data.views import evaluation_view
 from openjepa.engine.checkpoint import write_checkpoint
@@ -40,9 +42,10 @@ from openjepa.nn.encoder import Encoder, EncoderOutput
 from openjepa.records import RunFolder, read_json
 
 FormatName = Literal["hf", "timm", "onnx", "safetensors"]
-Features = Callable[[Tensor], EncoderOutput]
-TOLERANCE = 1e-4  # largest absolute difference of a feature after an export
+Features = Callable[[Any], EncoderOutput]  # of uint8 images (B, C, H, W), or (C, H, W) each where the format cuts pictures
+TOLERANCE = 1e-4  # largest absolute difference of a feature of the same pixels after an export
 BATCHES = (1, 2, 5)  # images at a time in the comparison: a batch that is fixed by mistake shows
+PICTURE_SIZES = ((200, 300), (300, 200), (333, 201), (201, 333), (480, 641), (17, 13))  # height and width: even, odd, tiny
 
 
 class Format(NamedTuple):
@@ -52,10 +55,29 @@ class Format(NamedTuple):
     reload: Callable[[Path], Features]
     library: str
     suffix: str  # of the file; empty for a folder
+    cuts_pictures: bool = False  # whether the library brings pictures to the encoder's size: then they may be of any size
+
+
+class Agreement(NamedTuple):
+    """How far features in another library are from ours: the largest absolute difference of any, and the least cosine."""
+
+    same_pixels: float
+    whole_pictures: float | None = None  # None where the format leaves it to its user to cut pictures to size
+    least_cosine: float | None = None  # of pooled features of a whole picture
+
+    def describe(self, library: str) -> str:
+        """The numbers in words."""
+        words = f"Largest absolute difference of a feature in {library}: {self.same_pixels:.2g}"
+        if self.whole_pictures is None or self.least_cosine is None:
+            return words
+        return (
+            f"{words} from the same pixels, {self.whole_pictures:.2g} from whole pictures, which it cuts to size by itself "
+            f"(cosine of pooled features at least {self.least_cosine:.4f})"
+        )
 
 
 FORMATS = {
-    "hf": Format(hf.write_hf, hf.reload_hf, "transformers", ""),
+    "hf": Format(hf.write_hf, hf.reload_hf, "transformers", "", cuts_pictures=True),
     "timm": Format(timm.write_timm, timm.reload_timm, "timm", ".safetensors"),
     "onnx": Format(onnx.write_onnx, onnx.reload_onnx, "onnxruntime", ".onnx"),
     "safetensors": Format(safetensors.write_safetensors, safetensors.reload_safetensors, "safetensors", ".safetensors"),
@@ -73,8 +95,9 @@ def import_weights(
     """Write a checkpoint from a release checkpoint, a Hugging Face I-JEPA folder or a timm state dict; gives lines to read.
 
     encoder: of a release checkpoint, keep this one alone (both and the predictor if None); of a file with one encoder, which
-    one it is (context if None). heads: attention heads, where neither file nor width tells. to_float32: convert weights of
-    another precision. ValueError in one line if the file is damaged, holds code, or is not a whole I-JEPA that we have.
+    one it is where the file does not record it (context if None). heads: attention heads, where neither file nor width tells.
+    to_float32: convert weights of another precision. ValueError in one line if the file is damaged, holds code, is not a whole
+    I-JEPA that we have, or records another encoder or other heads than were asked for.
     """
     path = Path(file)
     with staged(Path(out)) as temporary:
@@ -111,11 +134,11 @@ def import_weights(
     return [*lines, *weights.notes, f"{len(weights.tensors)} of {len(weights.tensors)} weights in {out}"]
 
 
-def export(run: str | Path, format: FormatName, out: str | Path, *, encoder: EncoderName = "context") -> float:
-    """Write an encoder of a run folder or checkpoint file for another library; gives the largest difference of a feature.
+def export(run: str | Path, format: FormatName, out: str | Path, *, encoder: EncoderName = "context") -> Agreement:
+    """Write an encoder of a run folder or checkpoint file for another library; gives how far features there are from ours.
 
-    out: a folder for hf, a file for the others. ValueError if it exists, or if the other library's features differ by
-    more than TOLERANCE; nothing is left behind then.
+    out: a folder for hf, a file for the others. ValueError if it exists, or if the other library's features of the same pixels
+    differ by more than TOLERANCE; nothing is left behind then.
     """
     chosen = FORMATS[format]
     if chosen.suffix and Path(out).suffix != chosen.suffix:
@@ -125,12 +148,16 @@ def export(run: str | Path, format: FormatName, out: str | Path, *, encoder: Enc
     with torch.no_grad(), staged(Path(out)) as temporary:
         ours = load_encoder(run, encoder)
         chosen.write(temporary, ours, safetensors.describe_encoder(ours, encoder))
-        difference = compare(ours, chosen.reload(temporary), real_images(run, ours, sum(BATCHES)))
+        theirs, pictures = chosen.reload(temporary), real_pictures(run, ours, sum(BATCHES))
+        difference = compare(ours, theirs, torch.stack([cut_picture(picture, ours) for picture in pictures]))
         if not difference <= TOLERANCE:  # NaN is not
             raise ValueError(
                 f"{out} not written: features of {chosen.library} differ from ours by {difference:.2g}, more than {TOLERANCE:g}"
             )
-    return difference
+        if not chosen.cuts_pictures:
+            return Agreement(difference)
+        resized = [tile(picture, size) for picture, size in zip(pictures, PICTURE_SIZES, strict=False)]
+        return Agreement(difference, *compare_pictures(ours, theirs, [*pictures, *resized]))
 
 
 def compare(ours: Features, theirs: Features, images: Tensor) -> float:
@@ -144,18 +171,44 @@ def compare(ours: Features, theirs: Features, images: Tensor) -> float:
     return float(largest)
 
 
-def real_images(run: str | Path, encoder: Encoder, count: int) -> Tensor:
-    """uint8 images of the encoder's size: of the run's own data if they are still there, else embedded ones."""
-    views = []
+def compare_pictures(ours: Encoder, theirs: Features, pictures: Sequence[Picture]) -> tuple[float, float]:
+    """The largest absolute difference of a feature of whole pictures, each library cutting them itself, and the least cosine."""
+    largest, cosines = torch.zeros(()), []
+    for picture in pictures:
+        one = ours(cut_picture(picture, ours)[None])
+        other = theirs([torch.from_numpy(picture.decode().transpose(2, 0, 1).copy())])
+        largest = torch.stack([largest, *((a - b).abs().max() for a, b in zip(one, other, strict=True))]).max()
+        cosines.append(functional.cosine_similarity(one.pooled, other.pooled))
+    return float(largest), float(torch.cat(cosines).min())
+
+
+def real_pictures(run: str | Path, encoder: Encoder, count: int) -> list[Picture]:
+    """Pictures that can be read, whole: of the run's own data if they are still there, else embedded ones."""
+    found: list[Picture] = []
     for source in _sources(run, encoder.channels):
         for index in np.linspace(0, len(source) - 1, min(len(source), 4 * count)).astype(int):
             try:
-                views.append(evaluation_view(source.open(int(index)), encoder.size))
+                picture = source.open(int(index))
+                picture.decode()
             except DecodeError:
                 continue  # a run has listed it
-            if len(views) == count:
-                return torch.from_numpy(np.stack([np.broadcast_to(view, (encoder.channels, *encoder.size)) for view in views]))
+            found.append(picture)
+            if len(found) == count:
+                return found
     raise AssertionError("the embedded sample has images enough")
+
+
+def cut_picture(picture: Picture, encoder: Encoder) -> Tensor:
+    """The view (C, H, W) that evaluation makes of a picture for an encoder."""
+    view = evaluation_view(picture, encoder.size)
+    return torch.from_numpy(np.broadcast_to(view, (encoder.channels, *encoder.size)).copy())
+
+
+def tile(picture: Picture, size: tuple[int, int]) -> Picture:
+    """A picture of another size: this one, repeated and cut off, with all its detail."""
+    pixels = picture.decode()
+    times = (-(-size[0] // pixels.shape[0]), -(-size[1] // pixels.shape[1]), 1)
+    return Decoded(np.tile(pixels, times)[: size[0], : size[1]].copy())
 
 
 @contextmanager
@@ -192,14 +245,13 @@ def _read(path: Path, encoder: EncoderName | None) -> Weights:
         facts = safetensors.read_facts(metadata)
         if not timm.is_timm(tensors):
             raise ValueError(f"{path}: no encoder that we know, its names start with {', '.join(sorted(tensors)[:3])}")
-        weights = timm.read_timm(tensors, encoder or facts.get("encoder", "context"))
-        return safetensors.apply_facts(weights, facts) if facts else weights
+        return timm.read_timm(tensors, facts, encoder)
     content = read_torch_file(path)
     if is_release(content):
         weights = read_release(content)
         return weights if encoder is None else _keep(weights, encoder)
     if isinstance(content, dict) and timm.is_timm(content):
-        return timm.read_timm(require_tensors(content, str(path)), encoder or "context")
+        return timm.read_timm(require_tensors(content, str(path)), {}, encoder)
     found = f"its entries are {', '.join(map(str, list(content)[:3]))}" if isinstance(content, dict) else type(content).__name__
     raise ValueError(f"{path}: neither a checkpoint of the release nor a timm state dict: {found}")
 
@@ -213,7 +265,7 @@ def _read_folder(folder: Path, encoder: EncoderName | None) -> Weights:
     if hf.is_hf(settings):
         return hf.read_hf(folder, encoder)
     if "architecture" in settings:
-        return timm.read_timm_folder(folder, encoder or "context")
+        return timm.read_timm_folder(folder, encoder)
     raise ValueError(f"{folder} holds another model: model_type is {settings.get('model_type')!r} and not 'ijepa'")
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import io
-import json
 import os
 import re
 import sys
@@ -19,6 +18,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from openjepa import config
+from openjepa.records import to_json
 from openjepa.signals import Interrupted
 
 if TYPE_CHECKING:
@@ -184,9 +184,9 @@ def export(
     from openjepa.bridge import FORMATS
     from openjepa.bridge import export as write
 
-    difference = write(run, format, out, encoder=encoder)
+    agreement = write(run, format, out, encoder=encoder)
     print(f"{encoder} encoder in {out}")
-    print(f"Largest absolute difference of a feature in {FORMATS[format].library}: {difference:.2g}")
+    print(agreement.describe(FORMATS[format].library))
 
 
 def masks(recipe: str, out: Path, seed: int = 0, batch_size: int = 256) -> None:
@@ -482,7 +482,7 @@ def _flag(arguments: list[str], name: str) -> str | None:
 
 
 def _to_json(record: dict[str, Any]) -> str:
-    return json.dumps({"accuracy": record["accuracy"]} | record)
+    return to_json({"accuracy": record["accuracy"]} | record)
 
 
 def _fail(message: str, status: int = 2) -> None:

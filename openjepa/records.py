@@ -8,11 +8,15 @@ RUN/skipped.txt     unreadable image files, one a line: path, tab, reason
 RUN/checkpoints/    step-NNNNNNNN.safetensors, each with a small .json beside it
 RUN/evals/*.json    one record per evaluation: encoder, protocol, data, seed, accuracy, interval
 RUN/report.html     the report; RUN/events.out.tfevents.* for TensorBoard
+
+JSON has no NaN and no infinity: they are written as the strings "NaN", "Infinity" and "-Infinity", and read as numbers again.
+A text that looks like one of them gets a "~" in front. The bare NaN that version 0.1 wrote is read as well.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +24,39 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+ESCAPE = "~"
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """The value as JSON that any parser takes; `from_json` is the inverse, tuples apart, which become lists."""
+    return json.dumps(_escape(value), indent=indent, allow_nan=False)
+
+
+def from_json(text: str) -> Any:
+    """The value of JSON that `to_json` wrote. ValueError if it is not JSON."""
+    try:
+        return _unescape(json.loads(text))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _escape(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, str):
+        return ESCAPE + value if value.lstrip(ESCAPE) in NON_FINITE else value
+    if isinstance(value, dict):
+        return {key: _escape(item) for key, item in value.items()}
+    return [_escape(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _unescape(value: Any) -> Any:
+    if isinstance(value, str):
+        return NON_FINITE[value] if value in NON_FINITE else value[1:] if value.lstrip(ESCAPE) in NON_FINITE else value
+    if isinstance(value, dict):
+        return {key: _unescape(item) for key, item in value.items()}
+    return [_unescape(item) for item in value] if isinstance(value, list) else value
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
@@ -40,14 +77,14 @@ def write_atomic(path: Path, data: str | bytes) -> None:
 
 def write_json(path: Path, value: Row) -> None:
     """Write a JSON object atomically, indented for people."""
-    write_atomic(path, json.dumps(value, indent=1) + "\n")
+    write_atomic(path, to_json(value, indent=1) + "\n")
 
 
 def read_json(path: Path) -> Row:
     """Read a JSON object; ValueError names the file if it is not one."""
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = from_json(path.read_text("utf-8"))
+    except ValueError as error:  # of the encoding, too
         raise ValueError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object")
@@ -92,7 +129,7 @@ class RunFolder:
     def append_metrics(self, row: Row) -> None:
         """Add a line to metrics.jsonl."""
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(to_json(row) + "\n")
 
     def read_metrics(self, kind: str | None = None) -> list[Row]:
         """Rows of metrics.jsonl in order of step, of one kind ("train", "health", "probe") or of all."""
@@ -102,7 +139,7 @@ class RunFolder:
         """Forget rows at or after a step: a resumed run writes them again."""
         if self.metrics.exists():
             rows = [row for row in self._rows() if row["step"] < step]
-            write_atomic(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+            write_atomic(self.metrics, "".join(to_json(row) + "\n" for row in rows))
 
     def write_eval(self, name: str, record: Row) -> Path:
         """Write evals/NAME.json and give its path."""
@@ -111,15 +148,11 @@ class RunFolder:
         write_json(path, record)
         return path
 
-    def read_evals(self) -> list[Row]:
-        """All evaluation records, by file name."""
-        return [read_json(path) for path in sorted(self.evals.glob("*.json"))]
-
     def _rows(self) -> Iterator[Row]:
         if not self.metrics.exists():
             return
         for line in self.metrics.read_text("utf-8").splitlines():
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
+                yield from_json(line)
+            except ValueError:
                 continue  # a line cut off by a kill; a resume drops and rewrites from the checkpoint's step

@@ -2,10 +2,10 @@
 
 JPEG, PNG, WebP, BMP, TIFF and GIF through Pillow, first frame only, EXIF rotation applied; plain JPEGs through simplejpeg, which
 gives the same pixels sooner; `.npy` holds uint8 (H, W, C) arrays of any number of channels. A JPEG is opened without being
-decoded, and can be decoded to 1/2, 1/4 or 1/8 of its sides at less cost. Alpha is composited over white for 1 and 3 channels,
-kept as the last channel for 2 and 4. Grey deeper than 8 bits is scaled, never clipped. Colour profiles are ignored. Refused:
-truncated files, and more than MAX_PIXELS pixels, twice Pillow's warning level and the point where Pillow itself raises a
-decompression bomb error.
+decoded, and can be decoded to 1/2, 1/4 or 1/8 of its sides at less cost. Alpha, and the transparent colour of a PNG or GIF,
+is composited over white for 1 and 3 channels, kept as the last channel for 2 and 4. Grey deeper than 8 bits is scaled, never
+clipped. Colour profiles are ignored. Refused: truncated files, and more than MAX_PIXELS pixels, twice Pillow's warning level
+and the point where Pillow itself raises a decompression bomb error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import simplejpeg
@@ -29,6 +29,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # named, so that Pillow
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".npy"})
 MAX_PIXELS = 2 * 89_478_485
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+PNG_DEPTH_BYTE = 24  # of the file: bits of a sample, in the header that every PNG begins with (RFC 2083, section 4.1.1)
 
 _ROTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -170,7 +171,9 @@ def _open_picture(path: str, channels: int) -> Picture:
             file.seek(0)
             return JpegFile(path, channels, size, file.read(), rotation, image.mode)
         image.load()
-        return Decoded(_to_pixels(path, image, _ROTATIONS.get(_read_orientation(image)), channels))
+        rotation = _ROTATIONS.get(_read_orientation(image))
+        is_keyed = "transparency" in image.info and image.mode in ("1", "L", "I;16", "RGB")
+        return Decoded(_to_pixels(path, _add_alpha(path, file, image) if is_keyed else image, rotation, channels))
 
 
 def _to_pixels(path: str, image: Image.Image, rotation: Image.Transpose | None, channels: int) -> Pixels:
@@ -199,6 +202,41 @@ def _read_orientation(image: Image.Image) -> int:
     except (AttributeError, EOFError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error):
         # a broken EXIF block says nothing about the pixels
         return 1
+
+
+def _add_alpha(path: str, file: BinaryIO, image: Image.Image) -> Image.Image:
+    """A loaded image that has one transparent colour, as grey or RGB with alpha.
+
+    Pillow keeps that colour in the file's bits and compares it with pixels of 8 bits: wrong for grey of 2, 4 and 16 bits and
+    for RGB of 16.
+    """
+    samples = np.asarray(image.convert("L") if image.mode == "1" else image)
+    visible = _to_eight_bits(path, samples) if image.mode == "I;16" else samples
+    depth = _read_depth(file) if image.format == "PNG" else 8
+    most = 2**depth - 1
+    key = np.array(image.info["transparency"]) & most
+    if image.mode in ("1", "L"):
+        key *= 255 // most  # as Pillow has scaled the pixels
+    if image.mode == "RGB" and depth == 16:
+        samples = 256 * samples.astype(np.uint16) + _read_low_bytes(file)
+    is_transparent = samples == key if samples.ndim == 2 else (samples == key).all(axis=2)
+    with_alpha = Image.fromarray(visible)
+    with_alpha.putalpha(Image.fromarray(np.where(is_transparent, 0, 255).astype(np.uint8)))
+    return with_alpha
+
+
+def _read_depth(file: BinaryIO) -> int:
+    """Bits of a sample of a PNG."""
+    file.seek(PNG_DEPTH_BYTE)
+    return file.read(1)[0]
+
+
+def _read_low_bytes(file: BinaryIO) -> UInt8[np.ndarray, "height width channels"]:
+    """The low bytes of a PNG with RGB samples of 16 bits, of which Pillow's pixels are the high ones."""
+    file.seek(0)
+    with Image.open(file, formats=("PNG",)) as image:
+        image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]  # the other byte order: the other byte is kept
+        return np.asarray(image)
 
 
 def _to_mode(path: str, image: Image.Image, mode: str) -> Image.Image:

@@ -3,14 +3,13 @@
 step-00001234.safetensors   every tensor by name; `info` as JSON in its metadata, so that the lone file is enough
 step-00001234.json          step, permanent, sha256 and bytes of the file; renamed into place last, so a checkpoint
                             without it is one whose save was cut off
-Everything is written and synced in a temporary folder beside them, then renamed; older checkpoints go only after that.
-One process saves at a time. Nothing here is ever unpickled.
+Everything is written and synced in a temporary folder beside them, then renamed. An older checkpoint goes only after that, and
+only while enough others have been read again and are undamaged. One process saves at a time. Nothing here is ever unpickled.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openjepa.records import read_json, write_json
+from openjepa.records import from_json, read_json, to_json, write_json
 
 TEMPORARY = ".saving-"
 HEADER_BYTES_PER_TENSOR = 256  # generous: name, dtype, shape and offsets of a tensor take about 100 in the header
@@ -33,13 +32,14 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint whole or not at all, drop old ones that the keep rules let go, and give its path.
 
-    Permanent checkpoints stay; of the others the newest `keep` (at least 1) up to this step stay, this one included.
-    `info` must be JSON values. Raises OSError in one line if the disk is full or cannot be written; whatever was
-    there before is then untouched.
+    Permanent checkpoints stay; of the others the newest `keep` (at least 1) undamaged ones up to this step stay, this one
+    included. To know them, a save reads `keep` - 1 older files again. `info` must be JSON values. Raises OSError in one line if
+    the disk is full or cannot be written; whatever was there before is then untouched.
     """
     assert step >= 0 and keep >= 1, (step, keep)
     path = folder / f"step-{step:08d}.safetensors"
-    metadata = {"info": json.dumps(info)}  # one entry: the library writes several in no fixed order
+    permanent = permanent or (_note(path).exists() and not _may_go(path))  # once for good is for good
+    metadata = {"info": to_json(info)}  # one entry: the library writes several in no fixed order
     tensors = _own_memory(tensors)
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in folder.glob(f"{TEMPORARY}*"):  # of a process killed while saving
@@ -51,13 +51,13 @@ def save_checkpoint(
             _publish(Path(temporary), path)
     except (SafetensorError, OSError) as error:
         raise OSError(f"{path} could not be written: {_reason(error)}; earlier checkpoints are intact") from None
-    _prune(folder, step, keep)
+    _prune(folder, path, keep)
     return path
 
 
 def write_checkpoint(path: Path, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
     """Write a lone checkpoint file of any name, without a JSON beside it, and sync it. OSError if the disk is full."""
-    metadata = {"info": json.dumps(info)}
+    metadata = {"info": to_json(info)}
     tensors = _own_memory(tensors)
     _require_space(path, tensors, metadata)
     try:
@@ -83,10 +83,12 @@ def load_checkpoint(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], di
             # Copied, because the library maps the file and what happens to the file would happen to the tensors.
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dict)
             tensors = {name: file.get_tensor(name).clone() for name in names}
-            info = json.loads((file.metadata() or {}).get("info", "null"))
+            metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from None
-    except (json.JSONDecodeError, RecursionError):
+    try:
+        info = from_json(metadata.get("info", "null"))
+    except ValueError:
         info = None
     if not isinstance(info, dict):
         raise ValueError(f"{path}: a safetensors file, but not a checkpoint of OpenJEPA: its metadata has no info")
@@ -182,26 +184,43 @@ def _publish(temporary: Path, path: Path) -> None:
     _sync(path.parent)
 
 
-def _prune(folder: Path, step: int, keep: int) -> None:
-    """Up to this step, delete cut-off saves and all but the newest `keep` whole checkpoints that are not permanent.
+def _prune(folder: Path, saved: Path, keep: int) -> None:
+    """Once the newest `keep` undamaged checkpoints up to the one just saved are found, delete the others that are not permanent.
 
-    Later steps stay: they are left from before a resume, and the run writes over them. One whose JSON cannot be read
-    stays as well, since it may be permanent.
+    Damaged ones, and saves that were cut off, do not count as kept: nothing goes as long as there are fewer than `keep` others.
+    Later steps stay: they are left from before a resume, and the run writes over them. One whose JSON cannot be read stays as
+    well, since it may be permanent.
     """
-    whole: list[Path] = []
-    for path in _list_checkpoints(folder):
-        if _step(path) > step:
-            continue
-        try:
-            note = _read_note(path) if _note(path).exists() else None
-        except ValueError:
-            continue
-        if note is None or (not note["permanent"] and note["bytes"] != path.stat().st_size):
-            _delete(path)
-        elif not note["permanent"]:
-            whole.append(path)
-    for path in whole[:-keep]:
-        _delete(path)
+    passing = [path for path in _list_checkpoints(folder) if _step(path) <= _step(saved) and _may_go(path)]
+    if len(passing) <= keep:
+        return  # nothing to delete, so nothing to read
+    kept: list[Path] = []
+    for path in reversed(passing):
+        if path == saved or _is_whole(path):  # the one just saved was read for its digest
+            kept.append(path)
+        if len(kept) == keep:
+            break
+    if len(kept) == keep:
+        for path in passing:
+            if path not in kept:
+                _delete(path)
+
+
+def _may_go(path: Path) -> bool:
+    """Whether a checkpoint is known not to be permanent, as a save that was cut off is."""
+    try:
+        return not _note(path).exists() or not _read_note(path)["permanent"]
+    except (ValueError, OSError):
+        return False
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a checkpoint's JSON is there and describes the file."""
+    try:
+        _check_digest(path)
+    except ValueError:
+        return False
+    return True
 
 
 def _delete(path: Path) -> None:

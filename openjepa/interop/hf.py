@@ -2,9 +2,10 @@
 
 Two sets of weight names are in use: those of the published folders, which every version reads and which we write, and those
 of transformers 5's modules, which its own save_pretrained may leave; RENAMED maps the second to the first. Query, key and value
-are three matrices there and one here. The processor is BitImageProcessor, which resizes the shorter side and crops the
-middle as our evaluation does; ViTImageProcessor, transformers' choice for I-JEPA, squashes, and serves where the image
-is not square. transformers does not say which encoder a published folder holds (tests/parity/test_bridge.py).
+are three matrices there and one here. The processor is PerceiverImageProcessor, which cuts the middle square out and resizes
+it, as our evaluation does: up to half a pixel of the picture aside, where BitImageProcessor, which crops after resizing, is up
+to half a pixel of the view aside. ViTImageProcessor, transformers' choice for I-JEPA, squashes, and serves where the view is not
+square. transformers does not say which encoder a published folder holds (tests/parity/test_bridge.py).
 
 Pipelines read images as colour. A grey encoder is therefore written as one of colour that weighs red, green and blue as
 Pillow does when it turns colour to grey: the same features, another patch projection.
@@ -13,7 +14,7 @@ Pillow does when it turns colour to grey: the same features, another patch proje
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from openjepa.data.colour import LUMA
-from openjepa.interop.safetensors import read_facts, to_metadata
+from openjepa.interop.safetensors import read_facts, settle_encoder, to_metadata
 from openjepa.interop.weights import Weights, read_safetensors
 from openjepa.nn.encoder import Encoder, EncoderOutput
 from openjepa.records import read_json
@@ -72,7 +73,7 @@ def read_hf(folder: Path, encoder: str | None) -> Weights:
         tensors, metadata = read_safetensors(file)
         theirs |= tensors
         facts |= read_facts(metadata)
-    part = encoder or facts.get("encoder") or "context"
+    part = settle_encoder(facts, encoder)
     tensors = {f"{part}_encoder.{name}": value for name, value in from_hf(theirs).items()}
     weights = Weights("Hugging Face I-JEPA folder", tensors)
     if "encoder" not in facts:
@@ -146,25 +147,25 @@ def write_hf(path: Path, encoder: Encoder, facts: dict[str, Any]) -> None:
     )  # fmt: skip
     config.save_pretrained(path)
     normalization = {"image_mean": facts["mean"], "image_std": facts["std"], "resample": Image.Resampling.BILINEAR}
-    if height == width:
-        size = {"size": {"shortest_edge": height}, "crop_size": {"height": height, "width": width}}
-        processor = transformers.BitImageProcessor(**size, **normalization)
+    size = {"height": height, "width": width}
+    if height == width:  # equal sizes: nothing of the middle square is cut off
+        processor = transformers.PerceiverImageProcessor(size=size, crop_size=size, do_convert_rgb=True, **normalization)
     else:
-        processor = transformers.ViTImageProcessor(size={"height": height, "width": width}, do_convert_rgb=True, **normalization)
+        processor = transformers.ViTImageProcessor(size=size, do_convert_rgb=True, **normalization)
     processor.save_pretrained(path)
     save_file(to_hf(tensors), path / "model.safetensors", metadata=to_metadata(facts))
     (path / "model.safetensors").chmod(0o644)  # the library leaves 0600
 
 
-def reload_hf(path: Path) -> Callable[[Tensor], EncoderOutput]:
-    """The features of transformers' own pipeline on the written folder, as a function of uint8 images."""
+def reload_hf(path: Path) -> Callable[[Iterable[Tensor]], EncoderOutput]:
+    """The features of transformers' own pipeline on the written folder, as a function of uint8 images (C, H, W) of any size."""
     transformers = _transformers()
     extract = transformers.pipeline("image-feature-extraction", model=str(path), device="cpu")
     config = extract.model.config
     size = config.image_size if isinstance(config.image_size, list | tuple) else (config.image_size, config.image_size)
     grid = (size[0] // config.patch_size, size[1] // config.patch_size)
 
-    def features(images: Tensor) -> EncoderOutput:
+    def features(images: Iterable[Tensor]) -> EncoderOutput:
         pictures = [Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()) for image in images]
         tokens = torch.cat(extract(pictures, return_tensors=True))
         return EncoderOutput(tokens.mean(1), tokens.unflatten(1, grid))

@@ -1,6 +1,7 @@
 """ONNX: one graph from images to features, checked in onnxruntime.
 
-Input `images`, float32 in [0, 1], (batch, C, H, W): the normalization is inside the graph, so that nobody can forget it.
+Input `images`, float32 in [0, 1], (batch, C, H, W): the normalization is inside the graph, so that nobody can forget it. The
+graph cannot refuse other values, as our encoder does; the input's description says what it takes, and onnxruntime refuses uint8.
 Outputs `pooled` (batch, D) and `patches` (batch, down, across, D). The batch is free, the image size fixed. Weights lie in
 PATH.data beside the graph, since a protobuf holds no more than 2 GB.
 """
@@ -20,6 +21,7 @@ from torch import Tensor
 from openjepa.nn.encoder import Encoder, EncoderOutput
 
 OPSET = 18  # the exporter's own, and what onnxruntime has run since 1.14
+INPUT = "float32 in [0, 1], (batch, channels, height, width), not normalised"
 TRACED_BATCH = 2  # not 1, which the exporter would take for a constant
 
 
@@ -35,6 +37,7 @@ def write_onnx(path: Path, encoder: Encoder, facts: dict[str, Any]) -> None:
         )  # fmt: skip
     assert program is not None
     program.model.metadata_props.update({f"openjepa.{key}": str(value) for key, value in facts.items()})
+    program.model.graph.inputs[0].doc_string = INPUT
     program.save(path, external_data=True)
 
 

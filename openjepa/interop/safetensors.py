@@ -6,7 +6,6 @@ mean and std of images in [0, 1]. timm's and Hugging Face's files that we write 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from openjepa.interop.weights import Weights, read_safetensors
 from openjepa.nn.encoder import Encoder, VisionTransformer
+from openjepa.records import from_json, to_json
 
 ENTRY = "openjepa"
 
@@ -39,18 +39,33 @@ def describe_encoder(encoder: Encoder, name: str) -> dict[str, Any]:
 
 def to_metadata(facts: dict[str, Any]) -> dict[str, str]:
     """Metadata of a safetensors file; Hugging Face wants to read that it comes from torch."""
-    return {"format": "pt", ENTRY: json.dumps(facts)}
+    return {"format": "pt", ENTRY: to_json(facts)}
 
 
 def read_facts(metadata: dict[str, str]) -> dict[str, Any]:
     """The facts in a file's metadata; empty where there are none."""
     try:
-        facts = json.loads(metadata.get(ENTRY, "{}"))
-    except json.JSONDecodeError:
+        facts = from_json(metadata.get(ENTRY, "{}"))
+    except ValueError:
         facts = None
     if not isinstance(facts, dict):
         raise ValueError(f"damaged metadata: {ENTRY} is no JSON object")
     return facts
+
+
+def settle_encoder(facts: dict[str, Any], asked: str | None) -> str:
+    """Which encoder a file of one encoder holds: the one that its facts record, else the one asked for, else context.
+
+    ValueError if another one was asked for than is recorded.
+    """
+    recorded = facts.get("encoder")
+    if recorded is None:
+        return asked or "context"
+    if recorded not in ("context", "target"):
+        raise ValueError(f"damaged metadata: {ENTRY} records the encoder {recorded!r}, neither context nor target")
+    if asked not in (None, recorded):
+        raise ValueError(f"it records that it holds the {recorded} encoder, not the {asked} encoder: drop --encoder {asked}")
+    return str(recorded)
 
 
 def apply_facts(weights: Weights, facts: dict[str, Any]) -> Weights:

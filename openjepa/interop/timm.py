@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from openjepa.interop.safetensors import write_safetensors
+from openjepa.interop.safetensors import apply_facts, read_facts, settle_encoder, write_safetensors
 from openjepa.interop.weights import Weights, read_safetensors
 from openjepa.nn.encoder import Encoder, EncoderOutput, normalise
 from openjepa.records import read_json, write_json
@@ -37,16 +37,23 @@ def is_timm(tensors: dict[str, Any]) -> bool:
     return "patch_embed.proj.weight" in tensors
 
 
-def read_timm(tensors: dict[str, Tensor], encoder: str) -> Weights:
-    """A state dict of timm as our context or target encoder."""
-    named = {f"{encoder}_encoder.{name}": value for name, value in tensors.items()}
-    return Weights("timm state dict", named, notes=[CONTEXT_NOTE])
+def read_timm(tensors: dict[str, Tensor], facts: dict[str, Any], encoder: str | None) -> Weights:
+    """A state dict of timm as our context or target encoder; the recorded one, else context, if encoder is None.
+
+    facts: what we recorded in the file; empty if it is not ours.
+    """
+    part = settle_encoder(facts, encoder)
+    weights = Weights("timm state dict", {f"{part}_encoder.{name}": value for name, value in tensors.items()})
+    if "encoder" not in facts:
+        weights.notes.append(CONTEXT_NOTE)
+    return apply_facts(weights, facts) if facts else weights
 
 
-def read_timm_folder(folder: Path, encoder: str) -> Weights:
+def read_timm_folder(folder: Path, encoder: str | None) -> Weights:
     """A folder as timm lays it out for the hub: config.json and model.safetensors."""
     settings = read_json(folder / "config.json").get("pretrained_cfg") or {}
-    weights = read_timm(read_safetensors(folder / "model.safetensors")[0], encoder)
+    tensors, metadata = read_safetensors(folder / "model.safetensors")
+    weights = read_timm(tensors, read_facts(metadata), encoder)
     if settings.get("mean") and settings.get("std"):
         weights.mean, weights.std = list(settings["mean"]), list(settings["std"])
     return weights

@@ -84,10 +84,12 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def infer_recipe(weights: Weights, heads: int | None = None) -> Recipe:
-    """The paper's recipe for these weights, with the values that their shapes give; heads as given, recorded or tabled.
+    """The paper's recipe for these weights, with the values that their shapes give; heads as recorded, given or tabled.
 
-    ValueError if this is no encoder that we have.
+    ValueError if this is no encoder that we have, or other heads are given than the file records.
     """
+    if heads is not None and weights.heads not in (None, heads):
+        raise ValueError(f"it records {weights.heads} attention heads, not {heads}: drop --heads {heads}")
     model, channels, num_patches = infer_encoder(weights.part(_an_encoder(weights)), heads or weights.heads)
     size = weights.size or _square_size(num_patches, model.patch_size)
     base = _nearest_paper_recipe(model, size)

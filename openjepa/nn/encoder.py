@@ -25,6 +25,8 @@ from openjepa.nn.unpadded import run_unpadded
 
 # On a CPU, explicit products with softmax beat the fused kernel up to this many tokens (benchmarks/attention.py).
 EXPLICIT_ATTENTION_TOKENS = 256
+# Of float images; bicubic and Lanczos resizing overshoot [0, 1] by 0.69 at most, normalised images and 0 to 255 by more.
+LEAST_PIXEL, MOST_PIXEL = -0.75, 1.75
 MAX_SHAPES = 64  # that layers are compiled for; PyTorch's 8 is fewer than masks have, and beyond them layers run as they are
 
 
@@ -199,14 +201,14 @@ class Encoder(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
 
-    def forward(
-        self, images: UInt8[Tensor, "batch channels height width"] | Float[Tensor, "batch channels height width"]
-    ) -> EncoderOutput:
-        """Features of uint8 images, or of float images in [0, 1]; any size that the patch size divides.
+    def forward(self, images: Tensor) -> EncoderOutput:
+        """Features of uint8 images (B, C, H, W), or of float images in [0, 1]; any size that the patch size divides.
 
+        ValueError for other images (require_images).
         pooled is the mean over patches, as the paper evaluates (2301.08243, section A.2); of several layers, of which the paper
         takes four, the mean over patches of each, layer-normed, side by side. patches are the last layer's.
         """
+        require_images(images)
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
         normalised = normalise(images, self.mean, self.std)
         if self.num_layers == 1:
@@ -216,13 +218,36 @@ class Encoder(nn.Module):
         return EncoderOutput(torch.cat([tokens.mean(1) for tokens in layers], 1), layers[-1].unflatten(1, grid))
 
 
+def require_images(images: Tensor) -> None:
+    """ValueError unless these are images that an encoder takes: (B, C, H, W), uint8 or floats in [0, 1].
+
+    Floats may overshoot a little, as resizing makes them. Their check waits for the device, and is left out while torch compiles
+    or exports the encoder; uint8 costs nothing.
+    """
+    if images.ndim != 4:
+        raise ValueError(f"images have the shape {tuple(images.shape)}; an encoder takes (batch, channels, height, width)")
+    kind, wanted = str(images.dtype).removeprefix("torch."), "an encoder takes uint8 (0 to 255) or floats in [0, 1]"
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(f"images are {kind}; {wanted}: convert 0 to 255 with images.to(torch.uint8), any other range to floats")
+    if images.dtype == torch.uint8 or images.numel() == 0 or torch.compiler.is_compiling():
+        return
+    low, high = torch.stack(torch.aminmax(images.detach())).tolist()
+    if not math.isfinite(low + high):
+        raise ValueError(f"{kind} images hold NaN or infinity; {wanted}: leave out the damaged ones")
+    if low < LEAST_PIXEL or high > MOST_PIXEL:
+        cure = "divide 0 to 255 by 255, and leave normalising to the encoder"
+        raise ValueError(f"{kind} images run from {low:.3g} to {high:.3g}; {wanted}: {cure}")
+
+
 def normalise(
     images: UInt8[Tensor, "batch channels height width"] | Float[Tensor, "batch channels height width"],
     mean: Float[Tensor, "statistics 1 1"],
     std: Float[Tensor, "statistics 1 1"],
 ) -> Float[Tensor, "batch channels height width"]:
-    """(image in [0, 1] - mean) / std, from uint8 or from floats already in [0, 1]."""
+    """(image in [0, 1] - mean) / std in the precision of mean, from uint8 or from floats already in [0, 1]."""
+    assert images.dtype == torch.uint8 or images.is_floating_point(), images.dtype
     if images.shape[1] != mean.shape[0]:
         raise ValueError(f"images have {images.shape[1]} channels, the encoder takes {mean.shape[0]}")
-    scaled = images.float() / 255 if images.dtype == torch.uint8 else images
-    return (scaled - mean) / std
+    exact = images.to(torch.promote_types(mean.dtype, torch.float32))
+    scaled = exact / 255 if images.dtype == torch.uint8 else exact
+    return ((scaled - mean) / std).to(mean.dtype)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
 import os
 import random
 import tempfile
 import time
+from contextlib import suppress
 from functools import cache
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -116,3 +120,75 @@ def test_newest_undamaged_is_found_whatever_happened_to_the_others(damages: list
         assert int(load_checkpoint(found)[0]["a"]) == paths.index(expected)
         newer = paths[paths.index(expected) + 1 :]
         assert all(any(path.stem in line for line in passed_over) for path in newer)
+
+
+def is_good(path: Path) -> bool:
+    """Whether the JSON beside a checkpoint describes it."""
+    with suppress(OSError, ValueError, KeyError):
+        note, content = json.loads(path.with_suffix(".json").read_text()), path.read_bytes()
+        return note["sha256"] == hashlib.sha256(content).hexdigest() and note["bytes"] == len(content)
+    return False
+
+
+def is_permanent(path: Path) -> bool | None:
+    """What the JSON says; None where it cannot be read, and False where there is none."""
+    note = path.with_suffix(".json")
+    if not note.exists():
+        return False
+    try:
+        return bool(json.loads(note.read_text())["permanent"])
+    except ValueError:
+        return None
+
+
+def list_folder(folder: Path) -> dict[int, Path]:
+    return {int(path.stem[5:]): path for path in folder.glob("step-*.safetensors")}
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    before=st.lists(
+        st.tuples(
+            st.sampled_from([False, False, True]), st.sampled_from(["none", "a bit flipped", "file gone", *sorted(DAMAGE)])
+        ),
+        max_size=7,
+    ),
+    back=st.integers(-1, 2),
+    permanent=st.booleans(),
+    keep=st.integers(1, 3),
+)
+def test_no_save_drops_a_good_checkpoint_that_is_needed(
+    before: list[tuple[bool, str]], back: int, permanent: bool, keep: int
+) -> None:
+    """Whatever the folder holds, permanent or not and damaged or not: after a save the newest checkpoint up to it is good, `keep`
+    good ones stay if there were as many, and all permanent ones; nothing else stays once there are `keep` good ones."""
+    step = max(len(before) - 1 - back, 0)  # after all others, or among them, as after a resume from an earlier one
+    with tempfile.TemporaryDirectory() as name, mock.patch("os.fsync"):  # a power cut is not what this asks about
+        folder = Path(name)
+        for number, (is_kept, damage) in enumerate(before):
+            path = folder / f"step-{number:08d}.safetensors"
+            path.write_bytes(four_checkpoints()["step-00000003.safetensors"])
+            note = json.loads(four_checkpoints()["step-00000003.json"]) | {"step": number, "permanent": is_kept}
+            path.with_suffix(".json").write_text(json.dumps(note))
+            DAMAGE.get(damage, Path.unlink)(path)
+        (folder / ".saving-left").mkdir()
+        files = list_folder(folder)
+        num_good = sum(is_good(path) and is_permanent(path) is False for number, path in files.items() if number < step)
+        stay = {path: path.read_bytes() for path in files.values() if is_permanent(path) is not False}
+        stay |= {path: path.read_bytes() for number, path in files.items() if number > step}
+        stay.pop(folder / f"step-{step:08d}.safetensors", None)
+        must_stay = step < len(before) and before[step] == (True, "none")
+
+        saved = save_checkpoint(folder, step, {"a": torch.tensor([-1])}, {}, permanent=permanent, keep=keep)
+
+        assert is_good(saved) and (is_permanent(saved) or not (permanent or must_stay))
+        assert all(path.read_bytes() == content for path, content in stay.items())
+        passing = [path for number, path in list_folder(folder).items() if number <= step and is_permanent(path) is False]
+        good = [path for path in passing if is_good(path)]
+        assert len(good) >= min(keep, num_good + (not is_permanent(saved)))
+        assert len(good) < keep or len(passing) == keep
+        assert not list(folder.glob(".saving-*"))
+        for number, path in list_folder(folder).items():
+            if number > step:
+                path.unlink()  # what an earlier session left
+        assert find_latest(folder)[0] == saved

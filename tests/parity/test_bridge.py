@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import timm
 import torch
 import transformers
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import checkpoint_filter_fn
@@ -228,6 +230,40 @@ def test_weights_that_transformers_names_otherwise_are_read(tmp_path: Path, phot
         assert float((ours - theirs).abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize("form", ["hf", "timm", "safetensors", "hub folder"])
+@pytest.mark.parametrize("recorded", ["context", "target"])
+def test_a_file_that_records_its_encoder_is_not_taken_for_the_other(
+    imported: Path, tmp_path: Path, form: str, recorded: str, capsys
+):
+    file = tmp_path / ("folder" if form == "hf" else "file.safetensors")
+    export(imported, "timm" if form == "hub folder" else form, file, encoder=recorded)
+    if form == "hub folder":
+        settings = {"architecture": "vit_base_patch16_gap_224", "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+        (tmp_path / "hub").mkdir()
+        (tmp_path / "hub" / "config.json").write_text(json.dumps(settings))
+        file = file.rename(tmp_path / "hub" / "model.safetensors").parent
+    other = "target" if recorded == "context" else "context"
+    capsys.readouterr()  # what the export's libraries warn of
+    for wrong, words in ((("--encoder", other), (recorded, other)), (("--heads", "6"), ("4", "6"))):
+        status, said, errors = run_cli(capsys, "import", file, "--out", tmp_path / "ours.safetensors", *wrong)
+        assert (status, said, errors.count("\n")) == (2, "", 1), errors
+        assert all(word in errors for word in (str(file), f"drop {' '.join(wrong)}", *words))
+        assert not (tmp_path / "ours.safetensors").exists()
+    for number, right in enumerate([(), ("--encoder", recorded), ("--heads", "4")]):
+        status, said, _ = run_cli(capsys, "import", file, "--out", tmp_path / f"{number}.safetensors", *right)
+        assert status == 0 and "--encoder" not in said  # nothing is left to decide
+        tensors, _ = load_checkpoint(tmp_path / f"{number}.safetensors")
+        assert {name.split(".")[1] for name in tensors} == {f"{recorded}_encoder"}
+
+
+def test_a_file_that_records_no_known_encoder_is_damaged(imported: Path, tmp_path: Path):
+    export(imported, "safetensors", tmp_path / "file.safetensors")
+    tensors = load_file(tmp_path / "file.safetensors")
+    save_file(tensors, tmp_path / "odd.safetensors", metadata={"openjepa": json.dumps({"encoder": "teacher"})})
+    with pytest.raises(ValueError, match="teacher"):
+        import_weights(tmp_path / "odd.safetensors", tmp_path / "ours.safetensors", encoder="target")
+
+
 # Out
 
 
@@ -235,7 +271,7 @@ def test_weights_that_transformers_names_otherwise_are_read(tmp_path: Path, phot
 @pytest.mark.parametrize("form", ["hf", "timm", "safetensors"])
 def test_a_round_trip_changes_no_bit(imported: Path, tmp_path: Path, form: str, encoder: str):
     out = tmp_path / ("folder" if form == "hf" else "file.safetensors")
-    assert export(imported, form, out, encoder=encoder) < 1e-4
+    assert export(imported, form, out, encoder=encoder).same_pixels < 1e-4
     import_weights(out, tmp_path / "back.safetensors")
     before, info_before = load_checkpoint(imported, f"method.{encoder}_encoder.")
     after, info_after = load_checkpoint(tmp_path / "back.safetensors")
@@ -258,20 +294,65 @@ def test_transformers_loads_the_folder_and_its_pipeline_agrees(imported: Path, t
         pixels = processor(images=list(photos), return_tensors="pt")["pixel_values"]
         theirs = model.eval()(pixels).last_hidden_state
         assert float((theirs - ours(photos).patches.flatten(1, 2)).abs().max()) < 1e-5
-    # A photograph that is not square: the processor cuts the middle out, as our evaluation does, and does not squash it.
-    rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 255, (9, 16, 3), dtype=np.uint8)).resize((160, 90), Image.Resampling.BICUBIC)
-    extract = transformers.pipeline("image-feature-extraction", model=str(tmp_path / "folder"))
-    tokens = torch.tensor(extract(picture))[0]
+
+
+SIZES = [(200, 300), (300, 200), (333, 201), (201, 333), (90, 161), (480, 641), (17, 13), (32, 32)]  # height, width
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_processor_cuts_the_middle_square_to_half_a_pixel_of_the_picture(
+    imported: Path, tmp_path: Path, size: tuple[int, int]
+):
+    """Of a picture whose levels grow evenly along its longer side, the closed form of every column of the view is known."""
+    export(imported, "hf", tmp_path / "folder")
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "folder")
+    long, short = max(size), min(size)
+    ramp = np.rint(255 * (np.arange(long) + 0.5) / long).astype(np.uint8)
+    rows = np.broadcast_to(ramp, (short, long)) if size[1] == long else np.broadcast_to(ramp[:, None], (long, short))
+    picture = np.repeat(rows[:, :, None], 3, axis=2)
+    middle = (long - short) / 2 + (np.arange(32) + 0.5) * short / 32  # of each column, in pixels of the picture
+    expected = 255 * middle / long
+    mean, std = np.array(IMAGENET_MEAN)[:, None, None], np.array(IMAGENET_STD)[:, None, None]
+    theirs = 255 * (processor(images=Image.fromarray(picture), return_tensors="np")["pixel_values"][0] * std + mean)
+    half_pixel = 0.5 * 255 / long
+    for view in (theirs, evaluation_view(Decoded(picture), (32, 32)).astype(float)):
+        profile = view.mean(axis=(0, 1) if size[1] == long else (0, 2))
+        assert np.abs(profile - expected)[2:-2].max() < half_pixel + 1  # a level for rounding; edges are cut off otherwise
+
+
+def test_what_is_said_of_whole_pictures_is_what_the_pipeline_gives(imported: Path, tmp_path: Path, capsys):
+    status, said, _ = run_cli(capsys, "export", imported, "--format", "hf", "--out", tmp_path / "said", "--encoder", "target")
+    agreement = export(imported, "hf", tmp_path / "folder", encoder="target")
+    assert status == 0 and f"{agreement.same_pixels:.2g}" in said and f"{agreement.whole_pictures:.2g}" in said
+    model = transformers.AutoModel.from_pretrained(tmp_path / "folder").eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "folder")
+    ours = load_encoder(imported, "target")
+    pictures = bridge.real_pictures(imported, ours, 8)
+    largest, cosines = 0.0, []
     with torch.no_grad():
-        cut, squashed = (
-            ours(torch.from_numpy(view)[None]).patches.flatten(0, 2)
-            for view in (
-                evaluation_view(Decoded(np.asarray(picture)), (32, 32)),
-                np.asarray(picture.resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1).copy(),
-            )
-        )
-    assert float((tokens - cut).abs().mean()) < 0.1 * float((tokens - squashed).abs().mean())
+        for whole, size in zip(pictures, bridge.PICTURE_SIZES, strict=False):
+            picture = np.tile(whole.decode(), (size[0] // 28 + 1, size[1] // 28 + 1, 1))[: size[0], : size[1]].copy()
+            theirs = model(processor(images=Image.fromarray(picture), return_tensors="pt")["pixel_values"]).last_hidden_state
+            view = torch.from_numpy(evaluation_view(Decoded(picture), (32, 32)))[None]
+            largest = max(largest, float((theirs - ours(view).patches.flatten(1, 2)).abs().max()))
+            cosines.append(float(torch.cosine_similarity(theirs.mean(1), ours(view).pooled)))
+    assert agreement.whole_pictures == pytest.approx(largest, rel=1e-3)
+    assert agreement.least_cosine == pytest.approx(min(cosines), abs=1e-5)
+    assert agreement.whole_pictures > 100 * agreement.same_pixels  # so that one cannot be taken for the other
+
+
+def test_whole_pictures_are_the_runs_own_where_they_are_there(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for number in range(10):
+        picture = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)).resize((160, 120), Image.Resampling.BICUBIC)
+        picture.save(tmp_path / "photos" / f"{number}.png")
+    pretrain(str(tmp_path / "photos"), small_recipe(), tmp_path / "run")
+    (tmp_path / "photos" / "0.png").write_bytes(b"broken since")
+    pictures = bridge.real_pictures(tmp_path / "run", load_encoder(tmp_path / "run"), 8)
+    assert [picture.size for picture in pictures] == [(120, 160)] * 8
+    agreement = export(tmp_path / "run", "hf", tmp_path / "folder")
+    assert agreement.least_cosine is not None and agreement.least_cosine > 0.99
 
 
 def test_timm_builds_what_the_json_says(imported: Path, tmp_path: Path, photos: torch.Tensor):
@@ -293,6 +374,9 @@ def test_onnxruntime_takes_any_batch_of_plain_images(imported: Path, tmp_path: P
             ours = load_encoder(imported)(photos[:count])
         assert np.abs(pooled - ours.pooled.numpy()).max() < 1e-5
         assert np.abs(patches - ours.patches.numpy()).max() < 1e-5
+    with pytest.raises(InvalidArgument, match="uint8"):
+        session.run(["pooled"], {"images": photos.numpy()})
+    assert "[0, 1]" in onnx.load(tmp_path / "file.onnx", load_external_data=False).graph.input[0].doc_string
 
 
 @pytest.mark.parametrize("form", ["hf", "timm", "onnx", "safetensors"])
@@ -302,7 +386,7 @@ def test_images_that_are_not_square_or_not_coloured(tmp_path: Path, form: str, s
     method = make_method(MODEL, size, channels)
     checkpoint = checkpoint_of(tmp_path / "run", method, size, channels, MODEL, **statistics)
     out = tmp_path / {"hf": "folder", "onnx": "file.onnx"}.get(form, "file.safetensors")
-    assert export(checkpoint, form, out) < 1e-4
+    assert export(checkpoint, form, out).same_pixels < 1e-4
 
 
 def test_a_folder_for_transformers_takes_no_five_channels(tmp_path: Path, capsys):
@@ -335,6 +419,17 @@ def test_an_export_whose_features_differ_leaves_nothing(imported: Path, tmp_path
     assert (status, errors.count("\n")) == (2, 1)
     assert "not written" in errors
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", ["hf", "timm", "onnx", "safetensors"])
+def test_a_run_from_a_gpu_is_exported_on_the_cpu(tmp_path: Path, form: str):
+    """A checkpoint holds no device, and of its recipe no export asks for one."""
+    checkpoint = checkpoint_of(tmp_path / "run", make_method(), 32, 3, MODEL, mean=[0.3] * 3, std=[0.4] * 3)
+    tensors, info = load_checkpoint(checkpoint)
+    info["recipe"]["train"] |= {"device": "cuda:7", "precision": "fp16", "compile": True, "fp8": True}
+    trained = save_checkpoint(tmp_path / "gpu", 0, tensors, info, permanent=True, keep=1)
+    out = tmp_path / {"hf": "folder", "onnx": "file.onnx"}.get(form, "file.safetensors")
+    assert export(trained, form, out).same_pixels < 1e-4
 
 
 def test_nothing_is_overwritten(imported: Path, release: Path, tmp_path: Path, capsys):

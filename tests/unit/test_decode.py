@@ -237,12 +237,74 @@ def test_tiny(tmp_path):
         assert decode(tmp_path, Image.new("RGB", (1, 1), (9, 9, 9)), name).shape == (1, 1, 3)
 
 
-def make_png(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+
+def make_png(width: int, height: int, data: bytes = bytes(100), depth: int = 8, colour: int = 0, extra: bytes = b"") -> bytes:
+    """A PNG file as RFC 2083 lays it out; data: rows of samples, each with a filter byte in front."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    chunks = png_chunk(b"IHDR", header) + extra + png_chunk(b"IDAT", zlib.compress(data)) + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def pack_samples(samples: np.ndarray, depth: int) -> bytes:
+    """Samples (H, W, C) as rows of a PNG."""
+    rows = samples.reshape(len(samples), -1)
+    if depth >= 8:
+        packed = [row.astype(">u2" if depth == 16 else np.uint8).tobytes() for row in rows]
+    else:
+        packed = [np.packbits((row[:, None] >> np.arange(depth)[::-1]) & 1).tobytes() for row in rows]
+    return b"".join(b"\0" + row for row in packed)
+
+
+GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6  # PNG's colour types
+NUM_SAMPLES = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGB_ALPHA: 4}
+PNG_KINDS = [(GREY, depth) for depth in (1, 2, 4, 8, 16)] + [(PALETTE, depth) for depth in (1, 2, 4, 8)]
+PNG_KINDS += [(kind, depth) for kind in (RGB, GREY_ALPHA, RGB_ALPHA) for depth in (8, 16)]
+PNG_CASES = [(*kind, False) for kind in PNG_KINDS]
+PNG_CASES += [(*kind, True) for kind in PNG_KINDS if kind[0] not in (GREY_ALPHA, RGB_ALPHA)]
+
+
+def compose(colour: np.ndarray, alpha: np.ndarray, channels: int) -> np.ndarray:
+    """Colour (H, W, 1 or 3) and alpha (H, W, 1), 0 to 255: over white for 1 and 3 channels, with alpha for 2 and 4."""
+    if channels in (1, 3):
+        colour = (colour * alpha + 255 * (255 - alpha)) / 255
+    if channels <= 2 and colour.shape[2] == 3:
+        colour = colour @ np.array([[0.299], [0.587], [0.114]])
+    if channels >= 3 and colour.shape[2] == 1:
+        colour = colour.repeat(3, axis=2)
+    return colour if channels in (1, 3) else np.concatenate([colour, alpha], axis=2)
+
+
+@pytest.mark.parametrize(("kind", "depth", "has_transparency"), PNG_CASES)
+def test_every_kind_of_png_shows_the_values_that_were_written(tmp_path, kind, depth, has_transparency):
+    generator = np.random.default_rng(kind + depth)
+    most = 2**depth - 1
+    samples = generator.integers(0, most + 1, (6, 9, NUM_SAMPLES[kind]))
+    extra = b""
+    if kind == PALETTE:
+        palette, palette_alpha = generator.integers(0, 256, (most + 1, 3)), np.full((most + 1, 1), 255)
+        extra += png_chunk(b"PLTE", palette.astype(np.uint8).tobytes())
+        if has_transparency:
+            palette_alpha[: most // 2 + 1] = generator.integers(0, 256, (most // 2 + 1, 1))
+            extra += png_chunk(b"tRNS", palette_alpha[: most // 2 + 1].astype(np.uint8).tobytes())
+        colour, alpha = palette[samples[..., 0]], palette_alpha[samples[..., 0]]
+    else:
+        scaled = samples * (255 / most)
+        has_alpha = kind in (GREY_ALPHA, RGB_ALPHA)
+        colour, alpha = (scaled[..., :-1], scaled[..., -1:]) if has_alpha else (scaled, np.full((6, 9, 1), 255.0))
+        if has_transparency:
+            samples[1:3, 2:5] = key = np.array([most // 3, most // 2, most // 5])[: NUM_SAMPLES[kind]]
+            samples[4, 4] = key ^ 1  # nearly the same: in 16 bits the low byte alone tells it from the key
+            colour, alpha = samples * (255 / most), np.where((samples == key).all(axis=2, keepdims=True), 0.0, 255.0)
+            extra += png_chunk(b"tRNS", key.astype(">u2").tobytes())
+    file = tmp_path / "a.png"
+    file.write_bytes(make_png(9, 6, pack_samples(samples, depth), depth, kind, extra))
+    tolerance = 2.0 if depth == 16 else 1.0  # of 16-bit samples Pillow keeps the high byte; grey and composites are rounded
+    for channels in (1, 2, 3, 4):
+        pixels = decode_image(str(file), channels)
+        assert abs(pixels - compose(colour, alpha, channels)).max() < tolerance, channels
 
 
 @pytest.mark.parametrize("pillow_limit", [Image.MAX_IMAGE_PIXELS, None])
