@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.cli.test_commands import SMALL, assert_refused, openjepa
 
-ODD = ["[/bold]", "[red] x", "a\tb", " leading", "quo\"te'", "<script>alert(1)</script>", "new\nline"]
+ODD = ["[bold]", "[red] x", "a\tb", " leading", "quo\"te'", "<script>alert(1)", "new\nline"]
 QUICK = (*SMALL, "--train.precision", "fp32", "--data.workers", "0", "--train.max-steps", "3")
 
 

@@ -14,8 +14,13 @@ from openjepa.run import pretrain
 
 STEPS = 4
 TINY = {
-    "data": {"image_size": 28, "channels": 1, "batch_size": 8, "workers": 0, "normalization": "measured", "augmentation": "minimal"},
-    "model": {"width": 16, "depth": 2, "heads": 2, "patch_size": 4, "predictor_width": 8, "predictor_depth": 1, "predictor_heads": 2},
+    "data": {
+        "image_size": 28, "channels": 1, "batch_size": 8, "workers": 0, "normalization": "measured", "augmentation": "minimal",
+    },
+    "model": {
+        "width": 16, "depth": 2, "heads": 2, "patch_size": 4,
+        "predictor_width": 8, "predictor_depth": 1, "predictor_heads": 2,
+    },
     "mask": {"sampler": "union", "num_contexts": 3, "context_scale": [0.1, 0.2], "num_targets": 2, "target_scale": [0.1, 0.2]},
     "method": {"regularizer": "vicreg", "regularizer_weight": 0.1, "loss": "mse"},
     "optim": {"lr": 1e-2, "warmup_epochs": 0, "clip_grad_norm": 0.5, "lr_batch_size": 8},
