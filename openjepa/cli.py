@@ -212,15 +212,16 @@ def masks(recipe: str, out: Path, seed: int = 0, batch_size: int = 256) -> None:
     print(out)
 
 
-def report(run: RunPath) -> None:
+def report(run: RunPath, device: str = "auto") -> None:
     """Write RUN/report.html: verdict, probes, curves, masks, feature maps, neighbours, in one file.
 
     Args:
         run: A run folder.
+        device: auto, cpu, cuda or cuda:N; what computes the features that are drawn.
     """
     from openjepa.summarize import write_report
 
-    print(write_report(run))
+    print(write_report(run, device))
 
 
 def health(run: RunPath, all: bool = False) -> None:

@@ -1,11 +1,14 @@
-"""The report of a run: its records, and pictures of what its context encoder sees, made from the images it was trained on."""
+"""The report of a run: its records, and pictures of what its context encoder sees.
+
+The pictures are of held-out images where there are any, else of training images; neighbours are training images.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +20,7 @@ from openjepa.apply import find_checkpoint, load_encoder, load_method
 from openjepa.beliefs import show_beliefs
 from openjepa.data.loader import evaluation_batches
 from openjepa.data.sources import ImageSource, name_held_out, open_source
-from openjepa.nn.encoder import Encoder
+from openjepa.nn.encoder import Encoder, EncoderOutput
 from openjepa.records import Row, RunFolder
 from openjepa.report.page import build_report
 from openjepa.report.pictures import Beliefs, Neighbours, Pictures
@@ -46,26 +49,35 @@ def list_thresholds(run: Row, health_rows: Sequence[Row]) -> dict[str, float]:
     return levels | {"effective_rank_pooled": health.find_healthy_rank(first, facts.rank_limit)}
 
 
-def write_report(run: str | Path) -> Path:
+def write_report(run: str | Path, device: str = "auto") -> Path:
     """Write RUN/report.html and give its path; without a checkpoint or without the data, it says so in place of pictures."""
     folder = RunFolder(run)
     facts = folder.read_run()
     levels = list_thresholds(facts, folder.read_metrics("health"))
-    return build_report(folder, _draw(folder, facts["data"], facts["recipe"]["data"]["channels"]), levels)
+    return build_report(folder, _draw(folder, facts["data"], facts["recipe"]["data"]["channels"], device), levels)
 
 
-def _draw(folder: RunFolder, data: str, channels: int) -> Pictures | None:
+def _draw(folder: RunFolder, data: str, channels: int, device: str) -> Pictures | None:
     """Pictures of the encoder, or None where the run has no checkpoint yet or its data has moved away."""
     if not any(folder.checkpoints.glob("step-*.safetensors")):
         return None
     checkpoint = find_checkpoint(folder.path)
-    encoder = load_encoder(checkpoint)
+    encoder = load_encoder(checkpoint, device=device)
+    pool, held_out = _open(data, channels), _open(name_held_out(data), channels)
+    if pool is None:
+        return None
+    beliefs, problem = _draw_beliefs(checkpoint, held_out or pool, pool)
+    return replace(draw_pictures(encoder, pool, held_out), beliefs=beliefs, beliefs_problem=problem)
+
+
+def _open(spec: str | None, channels: int) -> ImageSource | None:
+    """The images that a spec names, or None where there is no spec or there are none."""
+    if spec is None:
+        return None
     try:
-        pool, source = open_source(data, channels), open_source(name_held_out(data) or data, channels)
+        return open_source(spec, channels)
     except (ValueError, OSError):
         return None
-    beliefs, problem = _draw_beliefs(checkpoint, source, pool)
-    return replace(draw_pictures(encoder, source), beliefs=beliefs, beliefs_problem=problem)
 
 
 def _draw_beliefs(checkpoint: Path, source: ImageSource, pool: ImageSource) -> tuple[Beliefs | None, str]:
@@ -76,41 +88,78 @@ def _draw_beliefs(checkpoint: Path, source: ImageSource, pool: ImageSource) -> t
         return None, f"Nothing is known of what the predictor believes: {error}."
     is_held_out = source.spec != pool.spec
     num_shown = min(NUM_BELIEFS, len(source) if is_held_out else len(source) // 2)
-    wanted_idx = np.unique(np.linspace(0, len(source) - 1, num_shown).astype(np.int64))
+    wanted_idx = _spread(len(source), num_shown)
     images, _ = _load(source, trained.recipe.data.size, wanted_idx)
-    pool_idx = np.unique(np.linspace(0, len(pool) - 1, MAX_SEARCHED).astype(np.int64))
+    pool_idx = _spread(len(pool), MAX_SEARCHED)
     if not is_held_out:
         pool_idx = np.setdiff1d(pool_idx, wanted_idx)  # no image stands for itself
     return show_beliefs(trained, images, pool, pool_idx), ""
 
 
-def draw_pictures(encoder: Encoder, source: ImageSource) -> Pictures:
-    """Feature maps and nearest neighbours of images spread evenly over a source."""
-    searched_idx = np.unique(np.linspace(0, len(source) - 1, MAX_SEARCHED).astype(np.int64))
-    shown_idx = searched_idx[np.linspace(0, len(searched_idx) - 1, min(NUM_MAPS, len(searched_idx))).astype(np.int64)]
-    images, shown_idx = _load(source, encoder.size, shown_idx)
-    with torch.inference_mode():
-        patches = encoder(images).patches.numpy()
-    return Pictures(_channels_last(images), patches, _find_neighbours(encoder, source, searched_idx, shown_idx))
+def draw_pictures(encoder: Encoder, pool: ImageSource, held_out: ImageSource | None = None) -> Pictures:
+    """Feature maps of images spread evenly over the held-out ones, or over the training images `pool` if there are none, and the
+    training images nearest to the first of them."""
+    shown = pool if held_out is None else held_out
+    images, shown_idx = _load(shown, encoder.size, _spread(len(shown), NUM_MAPS))
+    output = _encode(encoder, images)
+    queries = _Queries(images[:NUM_QUERIES], output.pooled[:NUM_QUERIES], shown_idx[:NUM_QUERIES], shown)
+    return Pictures(_channels_last(images), output.patches.numpy(), _find_neighbours(encoder, queries, pool))
 
 
-def _find_neighbours(encoder: Encoder, source: ImageSource, searched_idx: Array, query_idx: Array) -> Neighbours | None:
-    """The most similar of the searched images for the first queries; None if there are too few images."""
-    found_batches = [(images, kept) for images, kept, _ in evaluation_batches(source, encoder.size, indices=searched_idx)]
-    with torch.inference_mode():
-        pooled = functional.normalize(torch.cat([encoder(images).pooled for images, _ in found_batches]), dim=1)
-    numbers = torch.cat([kept for _, kept in found_batches]).numpy()
-    queries = np.searchsorted(numbers, query_idx[:NUM_QUERIES])
-    if len(numbers) <= NUM_NEIGHBOURS:
+class _Queries(NamedTuple):
+    """Images whose neighbours are wanted."""
+
+    images: torch.Tensor
+    pooled: torch.Tensor
+    image_idx: Array  # numbers in the source
+    source: ImageSource
+
+
+def _find_neighbours(encoder: Encoder, queries: _Queries, pool: ImageSource) -> Neighbours | None:
+    """The training images most similar to each query, never itself; None if there are too few.
+
+    At most MAX_SEARCHED training images, spread evenly, are searched.
+    """
+    parts = []
+    for images, kept_idx, _ in evaluation_batches(pool, encoder.size, indices=_spread(len(pool), MAX_SEARCHED)):
+        parts.append((_encode(encoder, images).pooled, kept_idx))
+    pooled, searched_idx = (torch.cat([part[place] for part in parts]) for place in (0, 1))
+    is_itself = torch.zeros(len(queries.image_idx), len(searched_idx), dtype=torch.bool)
+    if queries.source is pool:
+        is_itself = torch.from_numpy(queries.image_idx)[:, None] == searched_idx
+    num_searched = len(searched_idx) - int(is_itself.sum(1).max())
+    if num_searched < NUM_NEIGHBOURS:
         return None
-    similarity = pooled[queries] @ pooled.T
-    similarity[torch.arange(len(queries)), torch.from_numpy(queries)] = -torch.inf  # not its own neighbour
-    cosines, places = similarity.topk(NUM_NEIGHBOURS)
-    found = numbers[places.numpy()]
-    query_images, _ = _load(source, encoder.size, numbers[queries])
-    flat = [_load(source, encoder.size, row)[0] for row in found]
-    matches = None if source.labels is None else source.labels[found] == source.labels[numbers[queries]][:, None]
-    return Neighbours(_channels_last(query_images), np.stack([_channels_last(row) for row in flat]), matches, cosines.numpy())
+    similarity = functional.normalize(queries.pooled, dim=1) @ functional.normalize(pooled, dim=1).T
+    cosines, places = similarity.masked_fill(is_itself, -torch.inf).topk(NUM_NEIGHBOURS)
+    found_idx = searched_idx[places].numpy()
+    found = [_channels_last(_load(pool, encoder.size, row)[0]) for row in found_idx]
+    classes, own_classes = _name_classes(pool, found_idx), _name_classes(queries.source, queries.image_idx)
+    return Neighbours(
+        _channels_last(queries.images),
+        np.stack(found),
+        match_mask=None if classes is None or own_classes is None else classes == own_classes[:, None],
+        cosines=cosines.numpy(),
+        is_held_out=queries.source is not pool,
+        num_searched=num_searched,
+    )
+
+
+def _name_classes(source: ImageSource, image_idx: Array) -> Array | None:
+    """The class names of images, which agree between two sources where class numbers need not; None without labels."""
+    return None if source.labels is None else np.array(source.classes)[source.labels[image_idx]]
+
+
+def _encode(encoder: Encoder, images: torch.Tensor) -> EncoderOutput:
+    """Features on the CPU, computed where the encoder is."""
+    with torch.inference_mode():
+        output = encoder(images.to(encoder.mean.device))
+    return EncoderOutput(output.pooled.cpu(), output.patches.cpu())
+
+
+def _spread(num_images: int, most: int) -> Array:
+    """Numbers of all images, or of `most` of them spread evenly."""
+    return np.unique(np.linspace(0, num_images - 1, most).astype(np.int64))
 
 
 def _load(source: ImageSource, size: tuple[int, int], image_idx: Array) -> tuple[torch.Tensor, Array]:

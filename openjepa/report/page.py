@@ -192,7 +192,7 @@ def _show_neighbours(shown: Pictures) -> dict[str, Any]:
     """Rows of a query and its neighbours, or why there are none."""
     found = shown.neighbours
     if found is None:
-        return {"rows": [], "problem": "No neighbours were given to this report.", "summary": ""}
+        return {"rows": [], "problem": "No neighbours were given to this report.", "summary": "", "is_held_out": False}
     rows = []
     for query, images in enumerate(found.neighbour_images):
         cells = []
@@ -201,7 +201,8 @@ def _show_neighbours(shown: Pictures) -> dict[str, Any]:
             cosine = None if found.cosines is None else float(found.cosines[query][place])
             cells.append({"uri": pictures.to_data_uri(pictures.thumbnail(image)), "is_match": is_match, "cosine": cosine})
         rows.append({"query": pictures.to_data_uri(pictures.thumbnail(found.query_images[query])), "cells": cells})
+    section = {"rows": rows, "problem": "", "is_held_out": found.is_held_out, "num_searched": found.num_searched}
     if found.match_mask is None:
-        return {"rows": rows, "problem": "", "summary": ""}
+        return section | {"summary": ""}
     matches, total = int(found.match_mask.sum()), found.match_mask.size
-    return {"rows": rows, "problem": "", "summary": f"{matches} of the {total} neighbours shown have their query's class."}
+    return section | {"summary": f"{matches} of the {total} neighbours shown have their query's class."}

@@ -36,12 +36,15 @@ class Neighbours:
     """Query images (q, H, W, C) and for each its k nearest training images (q, k, H, W, C), nearest first, all uint8.
 
     match_mask (q, k) is True where a neighbour has its query's class, None where classes are not known; cosines (q, k).
+    is_held_out: the queries are not among the training images. num_searched: training images among which neighbours were sought.
     """
 
     query_images: Pixels
     neighbour_images: Pixels
     match_mask: Flags | None = None
     cosines: Floats | None = None
+    is_held_out: bool = False
+    num_searched: int | None = None
 
 
 @dataclass(frozen=True)
