@@ -1,9 +1,12 @@
 """The training loop. One step, in order: rates of this step, gradients, unscale, clip, check, optimizer, momentum update.
 
-State is one integer: rates, momentum and every random draw are functions of the step, so that a resume from weights, optimizer
-and step is bit-equal to a run never stopped (tests/chaos/test_kill_and_resume.py). A step whose loss or gradient is not finite is
-skipped before the optimizer sees it; ten in a row stop the run. Nobody waits for a GPU but where a step is logged: it skips by
-itself, and its answer is read a step later (engine/ahead.py). Knows no recipe, no files: hooks are handed in.
+State is one integer: rates, momentum and every random draw are functions of the step. On a CPU a resume from weights, optimizer
+and step is bit-equal to a run never stopped (tests/chaos/test_kill_and_resume.py). On a GPU it sees the same images, views, masks
+and rates, but the backward pass of attention adds up in no fixed order there: two equal runs agree to rounding, and so does a
+resumed one. A step whose loss or gradient is not finite is skipped before the optimizer sees it, and is one of two things. An
+overflow is routine in fp16: the loss is finite, the scaled gradients are not, and the scaler lowers its scale. Anything else is a
+broken step; ten in a row stop the run. A GPU is waited for before and after a logged step alone: it skips by itself, and its
+answer is read a step later (engine/ahead.py). Knows no recipe, no files: hooks are handed in.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from torch.optim import AdamW
 from openjepa.data.loader import Batch, Part
 from openjepa.engine.ahead import Answer, place_ahead, wait_for
 from openjepa.engine.optim import clip_gradients, momentum_where, set_rates, step_where
-from openjepa.engine.precision import Precision, autocast
+from openjepa.engine.precision import LEAST_SCALE, Precision, autocast, read_scale
 from openjepa.methods import Method
 from openjepa.nn.encoder import normalise
 
@@ -42,14 +45,17 @@ class StepRecord:
 
     step: int
     metrics: dict[str, Tensor]
-    grad_norm: Tensor
+    grad_norm: Tensor  # before clipping, of the last step whose gradients did not overflow; 0 before there is one
     lr: float
     weight_decay: float
     momentum: float
     batch: Batch
-    skipped: list[Batch]  # found since the step before: on a CPU this step's or none, on a GPU that of the step before
-    skipped_in_a_row: int
-    num_skipped: int
+    skipped: list[
+        Batch
+    ]  # of broken steps found since the last one: on a CPU this step's or none, on a GPU that of the one before
+    skipped_in_a_row: int  # broken steps
+    num_skipped: int  # broken steps
+    num_overflows: int  # steps skipped because fp16 gradients overflowed while the scaler looked for its scale
     data_wait_s: float
     step_s: float
 
@@ -73,16 +79,19 @@ class Trainer:
     pad_multiple: int = 1
     num_skipped: int = 0
     skipped_in_a_row: int = 0
-    unread: list[tuple[Batch, Answer]] = field(default_factory=list)
+    num_overflows: int = 0
+    unread: list[tuple[Batch, Answer]] = field(default_factory=list)  # of each step: was it finite, did it overflow
     weights: list[nn.Parameter] = field(init=False)
+    grad_norm: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.weights = [weight for weight in self.method.parameters() if weight.requires_grad]
+        self.grad_norm = torch.zeros((), device=self.device)
 
     def run(self, batches: Iterator[Batch], after_step: Callable[[StepRecord], bool]) -> None:
         """Train on every batch; stop early when after_step returns True.
 
-        Raises ArithmeticError after ten non-finite steps in a row.
+        Raises ArithmeticError after ten broken steps in a row.
         """
         self.method.train()
         asked = time.perf_counter()
@@ -111,17 +120,22 @@ class Trainer:
         metrics = self.accumulate_gradients(batch)
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.weights, self.clip_grad_norm)
-        finite = torch.isfinite(metrics["loss"]) & torch.isfinite(grad_norm)
+        is_loss_finite, are_gradients_finite = torch.isfinite(metrics["loss"]), torch.isfinite(grad_norm)
+        finite = is_loss_finite & are_gradients_finite
         step_where(finite, self.optimizer)
         self.method.update_target(momentum_where(finite, momentum))
+        scale = read_scale(self.scaler, self.device)
         self.scaler.update()
+        falls = (read_scale(self.scaler, self.device) < scale) & (scale >= LEAST_SCALE)
+        overflowed = is_loss_finite & ~are_gradients_finite & falls
+        self.grad_norm = torch.where(overflowed, self.grad_norm, grad_norm)
         self.optimizer.zero_grad(set_to_none=True)
-        self.unread.append((batch, Answer(finite)))
+        self.unread.append((batch, Answer(torch.stack([finite, overflowed]))))
         skipped = self.find_skipped(leave=1 if self.device.type == "cuda" else 0)
         decay = max(float(group["weight_decay"]) for group in self.optimizer.param_groups)
         return StepRecord(
-            step, metrics, grad_norm, lr, decay, momentum, batch,
-            skipped, self.skipped_in_a_row, self.num_skipped, data_wait_s, step_s=0.0,
+            step, metrics, self.grad_norm, lr, decay, momentum, batch,
+            skipped, self.skipped_in_a_row, self.num_skipped, self.num_overflows, data_wait_s, step_s=0.0,
         )  # fmt: skip
 
     def accumulate_gradients(self, batch: Batch) -> dict[str, Tensor]:
@@ -148,12 +162,15 @@ class Trainer:
         return replace(batch, parts=[Part(*part) for part in zip(images, placed, shares, strict=True)])
 
     def find_skipped(self, leave: int = 0) -> list[Batch]:
-        """Count and give the batches whose step was not finite; the last `leave` steps are not asked for yet."""
+        """Count overflows and broken steps, and give the batches of the broken; the last `leave` steps are not asked for yet."""
         skipped = []
         while len(self.unread) > leave:
-            batch, finite = self.unread.pop(0)
-            if finite.read():
+            batch, answer = self.unread.pop(0)
+            finite, overflowed = answer.read()
+            if finite:
                 self.skipped_in_a_row = 0
+            elif overflowed:
+                self.num_overflows += 1
             else:
                 self.skipped_in_a_row += 1
                 self.num_skipped += 1
@@ -161,6 +178,6 @@ class Trainer:
         return skipped
 
     def wait_if_logged(self, step: int) -> None:
-        """Until a GPU has done what it was told, if the step is a logged one."""
+        """Block until a GPU's queued work is done, if the step is a logged one."""
         if step % self.log_every_steps == 0:
             wait_for(self.device)

@@ -38,20 +38,21 @@ def place_ahead(items: Iterable[Item], place: Callable[[Item], Placed], device: 
 
 
 class Answer:
-    """A truth on its way from the device."""
+    """Truths on their way from the device, in one copy."""
 
-    def __init__(self, truth: Bool[Tensor, ""]) -> None:
-        self.truth = truth.to("cpu", non_blocking=True)
-        self.arrived = torch.cuda.current_stream(truth.device).record_event() if truth.is_cuda else None
+    def __init__(self, truths: Bool[Tensor, " N"]) -> None:
+        self.truths = truths.to("cpu", non_blocking=True)
+        self.arrived = torch.cuda.current_stream(truths.device).record_event() if truths.is_cuda else None
 
-    def read(self) -> bool:
-        """The truth; waits until it is here, and for nothing that the device was told after it."""
+    def read(self) -> list[bool]:
+        """The truths; blocks until they have arrived, and for nothing that was queued after them."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        return bool(self.truth)
+        truths: list[bool] = self.truths.tolist()
+        return truths
 
 
 def wait_for(device: torch.device) -> None:
-    """Until the device has done all that it was told."""
+    """Block until a GPU's queued work is done; a CPU's is done already."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

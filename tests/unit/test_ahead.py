@@ -90,6 +90,6 @@ def test_a_cpu_places_each_item_when_it_is_asked_for():
     assert list(placed) == [10, 20]
 
 
-@pytest.mark.parametrize("truth", [True, False])
-def test_an_answer_is_what_was_asked(truth):
-    assert Answer(torch.tensor(truth)).read() is truth
+@pytest.mark.parametrize("truths", [[True, False], [False, False], [True]])
+def test_an_answer_is_what_was_asked(truths):
+    assert Answer(torch.tensor(truths)).read() == truths

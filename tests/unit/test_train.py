@@ -11,7 +11,7 @@ from openjepa.build import make_schedules, make_trainer, plan_steps
 from openjepa.config import build_recipe, load_recipe
 from openjepa.data.loader import Batch
 from openjepa.engine.ahead import Answer
-from openjepa.engine.precision import choose_precision, pick_device
+from openjepa.engine.precision import pick_device
 from openjepa.masks import sample_masks
 from openjepa.methods import IJEPA
 from openjepa.nn.encoder import compile_layers
@@ -116,12 +116,103 @@ def test_steps_whose_answer_is_still_on_its_way_are_counted_later():
     trainer = make()
     answers = [True, False, False, True, False]
     for step, finite in enumerate(answers):
-        trainer.unread.append((make_batch(step), Answer(torch.tensor(finite))))
+        trainer.unread.append((make_batch(step), Answer(torch.tensor([finite, False]))))
         found = trainer.find_skipped(leave=1)
         assert [batch.step for batch in found] == ([step - 1] if step and not answers[step - 1] else [])
     assert (trainer.num_skipped, trainer.skipped_in_a_row) == (2, 0)
     assert [batch.step for batch in trainer.find_skipped()] == [4]
     assert (trainer.num_skipped, trainer.skipped_in_a_row) == (3, 1)
+
+
+def with_scale(scale):
+    """A trainer in fp16 whose scaler starts at this scale."""
+    trainer = make("fp16")
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    return trainer
+
+
+def test_overflows_while_the_scale_is_found_are_no_broken_steps():
+    """2^40 overflows fp16 until it is halved to what the gradients stand: that many steps are lost, and nobody is blamed."""
+    trainer = with_scale(2.0**40)
+    before = [value.clone() for value in trainer.method.state_dict().values()]
+    records = [trainer.step(make_batch(step)) for step in range(40)]
+    scale = trainer.scaler.get_scale()
+    overflows = records[-1].num_overflows
+    assert scale == 2.0 ** (40 - overflows) and 5 < overflows < 40
+    assert [record.num_overflows for record in records] == [min(step + 1, overflows) for step in range(40)]
+    assert not any(record.skipped or record.num_skipped or record.skipped_in_a_row for record in records)
+    assert all(bool(torch.isfinite(record.grad_norm)) for record in records)  # for the logs: no alarm
+    assert float(records[0].grad_norm) == 0 < float(records[-1].grad_norm)
+    assert any(not torch.equal(old, new) for old, new in zip(before, trainer.method.state_dict().values(), strict=True))
+
+
+def test_steps_lost_to_an_overflow_change_nothing():
+    trainer = with_scale(2.0**40)
+    before = [value.clone() for value in trainer.method.state_dict().values()]
+    record = trainer.step(make_batch(0))
+    assert record.num_overflows == 1
+    assert all(torch.equal(old, new) for old, new in zip(before, trainer.method.state_dict().values(), strict=True))
+
+
+def test_ten_overflows_in_a_row_stop_nothing():
+    trainer, seen = with_scale(2.0**60), []
+    trainer.run((make_batch(step) for step in range(15)), lambda record: bool(seen.append(record.num_overflows)))
+    assert seen == list(range(1, 16))
+
+
+def test_a_loss_that_is_not_finite_is_broken_whatever_the_scale():
+    trainer = with_scale(2.0**40)
+    trainer.mean = trainer.mean * float("nan")
+    with pytest.raises(ArithmeticError, match="10 steps in a row"):
+        trainer.run((make_batch(step) for step in range(50)), lambda record: False)
+    assert (trainer.num_skipped, trainer.num_overflows) == (10, 0)
+
+
+def test_gradients_that_are_not_finite_are_broken_when_the_scale_cannot_help(monkeypatch):
+    """The loss is finite and its gradient is not, at any scale: overflows until the scale is below 1, then ten broken steps."""
+    trainer, seen = with_scale(8.0), []
+
+    class Spoilt(torch.autograd.Function):
+        @staticmethod
+        def forward(_context, value):
+            return value.clone()
+
+        @staticmethod
+        def backward(_context, gradient):
+            return gradient * torch.inf
+
+    forward = trainer.method.forward
+
+    def spoil(*given):
+        loss, metrics = forward(*given)
+        return Spoilt.apply(loss), metrics
+
+    monkeypatch.setattr(trainer.method, "forward", spoil)
+    with pytest.raises(ArithmeticError, match="10 steps in a row"):
+        trainer.run((make_batch(step) for step in range(50)), lambda record: bool(seen.append(record.skipped_in_a_row)))
+    assert trainer.num_overflows == 4  # at 8, 4, 2 and 1
+    assert seen == [0] * 4 + list(range(1, 11))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_without_a_scaler_nothing_is_an_overflow(precision, monkeypatch):
+    trainer = make(precision)
+    monkeypatch.setattr(trainer, "clip_grad_norm", None)
+    monkeypatch.setattr("openjepa.train.clip_gradients", lambda *_: torch.tensor(torch.inf))
+    record = trainer.step(make_batch(0))
+    assert bool(torch.isfinite(record.metrics["loss"]))
+    assert (record.num_skipped, record.num_overflows) == (1, 0)
+    assert float(record.grad_norm) == torch.inf
+
+
+def test_an_overflow_between_broken_steps_does_not_make_them_good():
+    trainer = make()
+    for step, outcome in enumerate([(False, False), (False, True), (False, False), (True, False), (False, True)]):
+        trainer.unread.append((make_batch(step), Answer(torch.tensor(outcome))))
+    assert [batch.step for batch in trainer.find_skipped(leave=2)] == [0, 2]
+    assert (trainer.skipped_in_a_row, trainer.num_skipped, trainer.num_overflows) == (2, 2, 1)
+    assert trainer.find_skipped() == []
+    assert (trainer.skipped_in_a_row, trainer.num_skipped, trainer.num_overflows) == (0, 2, 2)
 
 
 def test_compiled_layers_are_the_plain_ones(monkeypatch):
@@ -209,5 +300,3 @@ def test_devices_that_are_not_there_are_refused():
     for name in ("cuda:99", "tpu", "meta"):
         with pytest.raises(ValueError, match="train.device"):
             pick_device(name)
-    assert choose_precision(torch.device("cuda"), "bf16") == "bf16"
-    assert choose_precision(torch.device("cpu"), "fp32") == "fp32"
