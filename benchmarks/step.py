@@ -3,8 +3,9 @@
     python benchmarks/step.py --recipe paper_vit_base_16 --batch 16 --dtype bf16 --steps 5 [--against fp32] [--set KEY=VALUE]
 
 Prints one JSON line. The dtype asked for and the one it is compared with take turns, step by step, on the same images and masks;
-the peak is that of a 2048 x 2048 product at the dtype, measured between the rounds. FLOPs are those that the recipe must do
-(openjepa/methods/cost.py). Peak memory is the process's own, Python and libraries included, before the other side is built.
+the peak is that of large products at the dtype (engine/precision.py), measured between the rounds. FLOPs are those that the
+recipe must do (openjepa/methods/cost.py). A GPU is waited for before and after each part, so that its time is its own. Peak
+memory is the process's own, Python and libraries included, before the other side is built.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ import torch
 from openjepa.build import make_trainer
 from openjepa.config import Recipe, build_recipe, load_recipe
 from openjepa.data.loader import Batch
+from openjepa.engine.ahead import wait_for
 from openjepa.engine.precision import DTYPES, measure_peak
 from openjepa.machine import describe_machine
 from openjepa.masks import sample_masks
 from openjepa.methods.cost import count_flops
 from openjepa.train import Trainer
 
+CPU = torch.device("cpu")
 PARTS = {"encode_targets": "target", "encode_context": "context", "predict": "predictor", "prediction_loss": "loss"}
 
 
@@ -58,10 +61,12 @@ def make_batch(recipe: Recipe, step: int, spent: dict[str, float]) -> Batch:
 
 
 @contextmanager
-def timed(part: str, spent: dict[str, float]) -> Iterator[None]:
+def timed(part: str, spent: dict[str, float], device: torch.device = CPU) -> Iterator[None]:
     """Add the seconds inside to a part."""
+    wait_for(device)
     started = time.perf_counter()
     yield
+    wait_for(device)
     spent[part] += time.perf_counter() - started
 
 
@@ -73,7 +78,7 @@ def time_parts(trainer: Trainer) -> dict[str, float]:
         function: Callable[..., Any] = getattr(holder, name)
 
         def call(*arguments: Any, **named: Any) -> Any:
-            with timed(part, spent):
+            with timed(part, spent, trainer.device):
                 return function(*arguments, **named)
 
         setattr(holder, name, call)
@@ -124,8 +129,10 @@ def main() -> None:
         peaks.append(measure_peak(trainers[options.dtype].device, options.dtype))
         flops.append(sum(count_flops(trainers[options.dtype].method, batch.masks).values()))
         for name, trainer in trainers.items():
+            wait_for(trainer.device)
             started = time.perf_counter()
             record = trainer.step(batch)
+            wait_for(trainer.device)
             times[name].append(time.perf_counter() - started)
             losses[name].append(float(record.metrics["loss"]))
     memory_gb = memory_gb or peak_memory_gb()

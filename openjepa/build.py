@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +15,7 @@ from openjepa.config import Recipe
 from openjepa.data.loader import Batch, training_batches
 from openjepa.data.sources import ImageSource
 from openjepa.data.views import IMAGENET_MEAN, IMAGENET_STD, measure_normalization
+from openjepa.engine.ahead import wait_for
 from openjepa.engine.fp8 import convert_to_fp8, require_fp8
 from openjepa.engine.optim import make_optimizer
 from openjepa.engine.precision import Precision, choose_precision, make_scaler, pick_device
@@ -24,6 +27,10 @@ from openjepa.train import Schedules, StepRecord, Trainer
 NORMALIZATION_IMAGES = 2000  # enough for a mean to two digits
 MEASURED_STEPS = 30  # steps timed for train.max_minutes, at most
 WARMUP_STEPS = 3  # steps before the timing starts: caches, thread pools, data workers
+COMPILING_STEPS = 20  # steps of a compiled recipe at the least: they meet nearly all of its shapes
+COMPILING_TIMES = 19  # as long as the measuring: with it, the whole length of a run that measures for a twentieth of that
+MOST_STEPS = 1000  # of a compiled recipe, which end sooner by the clock
+SETTLED_TIMES = 2.0  # the fastest step: what takes longer has compiled something
 PAD_MULTIPLE = 16  # tokens; compiled layers then meet about ten shapes in a run (docs/performance.md)
 RESERVED_FRAC = 0.03  # share of max_minutes kept for health measurements and checkpoints
 
@@ -109,18 +116,61 @@ class StepTime(NamedTuple):
 
 
 def measure_step(recipe: Recipe, source: ImageSource, mean: list[float], std: list[float], max_s: float) -> StepTime:
-    """Time some steps, on a trainer that is thrown away afterwards."""
+    """Time some steps for about max_s seconds, on a trainer that is thrown away afterwards."""
     precision = choose_precision(pick_device(recipe.train.device), recipe.train.precision)
-    trainer = make_trainer(recipe, mean, std, 1000, precision)
+    trainer = make_trainer(recipe, mean, std, MOST_STEPS, precision)
+    if recipe.train.compile:
+        with closing(make_batches(recipe, source, 0, MOST_STEPS)) as batches:
+            return _time_compiled(trainer, batches, max_s)
+    with closing(make_batches(recipe, source, 0, WARMUP_STEPS + MEASURED_STEPS)) as batches:
+        return _time_stretch(trainer, batches, max_s)
+
+
+def _time_stretch(trainer: Trainer, batches: Iterator[Batch], max_s: float) -> StepTime:
+    """The mean over steps in a row. A GPU is waited for before the first and after the last, but within only where a run waits.
+
+    Waiting for data counts where the GPU has nothing left to do meanwhile.
+    """
     deadline = time.perf_counter() + max_s
+    trainer.log_every_steps = min(trainer.log_every_steps, MEASURED_STEPS // 3)
+    trainer.run(islice(batches, WARMUP_STEPS), lambda record: False)
+    count, waits = 0, []
+
+    def after_step(record: StepRecord) -> bool:
+        nonlocal count
+        count += 1
+        if trainer.device.type == "cpu" or count == 1 or record.step % trainer.log_every_steps == 0:
+            waits.append(record.data_wait_s)
+        return time.perf_counter() > deadline
+
+    wait_for(trainer.device)
+    started = time.perf_counter()
+    trainer.run(batches, after_step)
+    wait_for(trainer.device)
+    step_s = (time.perf_counter() - started) / count
+    return StepTime(step_s, sum(waits) / len(waits) / step_s)
+
+
+def _time_compiled(trainer: Trainer, batches: Iterator[Batch], max_s: float) -> StepTime:
+    """The mean over those steps in which nothing was compiled: a step that meets a new shape takes many times as long.
+
+    Compiled code stays for the run, so compiling may take COMPILING_TIMES max_s on top.
+    """
+    deadline = time.perf_counter() + (1 + COMPILING_TIMES) * max_s
+    trainer.log_every_steps = 1  # each step's time is its own
     times: list[tuple[float, float]] = []
+    settled: list[tuple[float, float]] = []
 
     def after_step(record: StepRecord) -> bool:
         times.append((record.step_s, record.data_wait_s))
-        return time.perf_counter() > deadline and len(times) > WARMUP_STEPS
+        counted = times[WARMUP_STEPS:] or times
+        fastest = min(step_s for step_s, _ in counted)
+        settled[:] = [pair for pair in counted if pair[0] <= SETTLED_TIMES * fastest]
+        enough = len(settled) >= MEASURED_STEPS or sum(map(sum, settled)) > max_s
+        return (enough and len(times) >= COMPILING_STEPS) or time.perf_counter() > deadline
 
-    trainer.run(make_batches(recipe, source, 0, WARMUP_STEPS + MEASURED_STEPS), after_step)
-    computing, waiting = (sum(column) / len(times[WARMUP_STEPS:]) for column in zip(*times[WARMUP_STEPS:], strict=True))
+    trainer.run(batches, after_step)
+    computing, waiting = (sum(column) / len(settled) for column in zip(*settled, strict=True))
     return StepTime(computing + waiting, waiting / (computing + waiting))
 
 

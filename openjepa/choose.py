@@ -67,7 +67,7 @@ class MachineLook:
     num_cores: int
     gpu_gb: float | None
     precision: Precision
-    """bf16, or fp32 on a CPU that emulates it."""
+    """bf16, or fp32 on a device that emulates it."""
 
 
 class Choice(NamedTuple):
@@ -194,5 +194,5 @@ def _reason_regularizer(recipe: Recipe) -> str:
 
 def _reason_precision(machine: MachineLook) -> str:
     if machine.gpu_gb:
-        return "the release's (arXiv 2301.08243)"
+        return "the release's (arXiv 2301.08243)" if machine.precision == "bf16" else "this GPU emulates bf16"
     return "this CPU computes it" if machine.precision == "bf16" else "measured: this CPU emulates bf16"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 
 from openjepa.build import find_normalization, measure_step, plan_steps
 from openjepa.config import Recipe
 from openjepa.data.loader import evaluation_batches
+from openjepa.data.look import look_at_header
 from openjepa.data.sources import DecodeError, ImageSource, open_source
 from openjepa.data.variety import check_number, find_problems
 from openjepa.engine.precision import pick_device
@@ -19,18 +22,21 @@ from openjepa.masks import check_masks, measure_coverage
 from openjepa.memory import fit_memory, free_bytes, peak_bytes
 from openjepa.speed import in_words
 
-INSPECTED_IMAGES = 200  # evenly spread over the data
 MEASURED_S = 20.0  # how long steps are timed
 
 
 def examine(data: str, recipe: Recipe) -> Iterator[str]:
     """Findings, line by line as they are made. ValueError if the data cannot be opened or the masks cannot be drawn."""
     source = open_source(data, recipe.data.channels)
-    yield from describe_data(source)
+    sample_idx = np.unique(np.linspace(0, len(source) - 1, recipe.health.num_images).astype(np.int64))
+    yield from describe_data(source, sample_idx)
     check_number(len(source), source.spec)
     check_masks(recipe.mask, recipe.grid)
-    sample_idx = np.unique(np.linspace(0, len(source) - 1, recipe.health.num_images).astype(np.int64))
-    views = [images for images, _, _ in evaluation_batches(source, recipe.data.size, indices=sample_idx)]
+    views, _, skipped = zip(*evaluation_batches(source, recipe.data.size, indices=sample_idx), strict=True)
+    if unreadable := [pair for pairs in skipped for pair in pairs]:
+        path, reason = unreadable[0]
+        counted = f"{len(unreadable)} of {len(sample_idx)} looked at"
+        yield f"{counted} cannot be read and would be skipped, for example {path}: {reason}"
     for finding in find_problems(torch.cat(views), len(source)):
         yield f"warning: {finding.words}"
     coverage = measure_coverage(recipe.mask, recipe.grid)
@@ -57,14 +63,12 @@ def examine(data: str, recipe: Recipe) -> Iterator[str]:
     )
 
 
-def describe_data(source: ImageSource) -> Iterator[str]:
-    """Number, kinds, sizes and labels of the images, from a sample spread evenly over them."""
-    sizes, unreadable = [], []
-    for index in np.unique(np.linspace(0, len(source) - 1, INSPECTED_IMAGES).astype(int)):
-        try:
-            sizes.append(source.load(int(index)).shape[:2])
-        except DecodeError as error:
-            unreadable.append(str(error))
+def describe_data(source: ImageSource, sample_idx: Int64[np.ndarray, " sample"]) -> Iterator[str]:
+    """Number, kinds, labels and sizes of the images; sizes are of the sample, and of headers alone where there are files."""
+    sizes = []
+    for index in sample_idx.tolist():
+        with suppress(DecodeError):  # listed when it is decoded
+            sizes.append(look_at_header(source, index).size)
     kinds = Counter(Path(source.path(index)).suffix.lower() or "array" for index in range(len(source)))
     yield f"{source.spec}: {len(source)} images ({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())})"
     if source.labels is None:
@@ -78,6 +82,3 @@ def describe_data(source: ImageSource) -> Iterator[str]:
             f"sizes, height x width: {min(heights)} x {min(widths)} to {max(heights)} x {max(widths)} px, "
             f"median {int(np.median(heights))} x {int(np.median(widths))}, of {len(sizes)} looked at"
         )
-    if unreadable:
-        looked_at = len(sizes) + len(unreadable)
-        yield f"{len(unreadable)} of {looked_at} looked at cannot be read and would be skipped, for example {unreadable[0]}"

@@ -103,9 +103,13 @@ def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that training may take: what is free, and on a CPU also what this process has already."""
+    """Memory that training may take: what is free, and what this process holds and can use again.
+
+    That is its resident memory on a CPU, and on a GPU what PyTorch has reserved and no tensor uses.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + cached)
     return int(psutil.virtual_memory().available + psutil.Process().memory_info().rss)
 
 

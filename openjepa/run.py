@@ -24,15 +24,15 @@ from openjepa.build import find_normalization, make_batches, make_method, make_t
 from openjepa.choose import choose
 from openjepa.config import AUTO, Recipe, build_recipe, load_recipe, to_yaml
 from openjepa.data.fingerprint import fingerprint
-from openjepa.data.loader import Batch
+from openjepa.data.loader import WORKER_DIED, Batch
 from openjepa.data.skipped import SkippedFiles
 from openjepa.data.sources import ImageSource, open_source
 from openjepa.data.variety import check_number, find_problems
 from openjepa.engine.checkpoint import find_latest, load_checkpoint, save_checkpoint
 from openjepa.engine.fp8 import require_fp8
 from openjepa.engine.optim import load_state_tensors, state_tensors
-from openjepa.engine.pace import Pace
-from openjepa.engine.precision import choose_precision, measure_peak, pick_device
+from openjepa.engine.pace import Pace, typical_step_s
+from openjepa.engine.precision import choose_precision, explain_precision, measure_peak, pick_device
 from openjepa.initial import InitialWeights, open_initial
 from openjepa.journal import Journal
 from openjepa.lock import lock_run
@@ -145,8 +145,8 @@ class Run:
         self.timed: deque[tuple[int, float]] = deque(maxlen=PACE_ROWS)  # steps done, seconds trained
         self.trainer = make_trainer(recipe, facts["mean"], facts["std"], self.pace.planned_steps, facts["precision"])
         self.trainer.schedules = replace(self.trainer.schedules, place=self.pace.place)
-        if facts["precision"] != recipe.train.precision:
-            self.say(f"This CPU emulates {recipe.train.precision}, slowly: training in {facts['precision']}.")
+        if words := explain_precision(self.trainer.device, recipe.train.precision, facts["precision"]):
+            self.say(words)
         self.peak_flops = measure_peak(self.trainer.device, facts["precision"])
         self.speed_rows: list[dict[str, Any]] = []
         self.skipped_files = SkippedFiles(folder.skipped, len(source))
@@ -270,8 +270,10 @@ class Run:
                 self._write_verdict()
                 self._save_what_is_done()
                 raise
-            except Exception:
+            except Exception as error:
                 self._save_what_is_done()
+                if "DataLoader worker" in str(error):  # PyTorch raises it wherever the training process is just then
+                    raise ChildProcessError(WORKER_DIED) from None
                 raise
         if self.signals.caught is not None and self.last_step + 1 < self.total_steps:
             raise Interrupted(self.last_step + 1, self.signals.caught)
@@ -282,6 +284,9 @@ class Run:
     def _save_what_is_done(self) -> None:
         """After an error: save the last whole step, unless it is saved already or saving is what failed."""
         if self.saving or self.saved_step == self.last_step + 1 or self.last_step + 1 == self.start_step:
+            return
+        if self.trainer.is_updating:
+            self.say("The last step was broken off half-way; the newest checkpoint stands.", style="red")
             return
         try:
             self.save(self.last_step + 1, permanent=False)
@@ -332,6 +337,7 @@ class Run:
             "fraction_of_peak": sum(count_flops(self.trainer.method, record.batch.masks).values()) / total_s / self.peak_flops,
             "data_wait_frac": record.data_wait_s / total_s,
             "skipped_steps": record.num_skipped,
+            "overflowed_steps": record.num_overflows,
             "trained_s": self._trained_s(),
         }
         self.journal.write("train", row)
@@ -375,11 +381,11 @@ class Run:
     def _replan(self, done: int) -> None:
         """If minutes end the run and the machine is faster or slower than planned, another number of steps."""
         minutes = self.recipe.train.max_minutes
-        self.timed.append((done, self._trained_s()))
-        (since, since_s), (_, now_s) = self.timed[0], self.timed[-1]
-        if minutes is None or done == since:
+        if not self.timed or done > self.timed[-1][0]:
+            self.timed.append((done, self._trained_s()))
+        if minutes is None or len(self.timed) < 2:
             return
-        step_s = (now_s - since_s) / (done - since)
+        now_s, step_s = self.timed[-1][1], typical_step_s(self.timed)
         planned = self.total_steps
         if self.pace.replan(done, 60 * minutes - now_s, step_s, self.most_steps):
             self.facts |= {"total_steps": self.total_steps, "plans": self.pace.plans}

@@ -50,9 +50,7 @@ class StepRecord:
     weight_decay: float
     momentum: float
     batch: Batch
-    skipped: list[
-        Batch
-    ]  # of broken steps found since the last one: on a CPU this step's or none, on a GPU that of the one before
+    skipped: list[Batch]  # broken steps found since the last one: on a CPU this step's or none, on a GPU the one before
     skipped_in_a_row: int  # broken steps
     num_skipped: int  # broken steps
     num_overflows: int  # steps skipped because fp16 gradients overflowed while the scaler looked for its scale
@@ -80,6 +78,7 @@ class Trainer:
     num_skipped: int = 0
     skipped_in_a_row: int = 0
     num_overflows: int = 0
+    is_updating: bool = False  # the weights are between two steps: an error then leaves no state to save
     unread: list[tuple[Batch, Answer]] = field(default_factory=list)  # of each step: was it finite, did it overflow
     weights: list[nn.Parameter] = field(init=False)
     grad_norm: Tensor = field(init=False)
@@ -122,8 +121,10 @@ class Trainer:
         grad_norm = clip_gradients(self.weights, self.clip_grad_norm)
         is_loss_finite, are_gradients_finite = torch.isfinite(metrics["loss"]), torch.isfinite(grad_norm)
         finite = is_loss_finite & are_gradients_finite
+        self.is_updating = True
         step_where(finite, self.optimizer)
         self.method.update_target(momentum_where(finite, momentum))
+        self.is_updating = False
         scale = read_scale(self.scaler, self.device)
         self.scaler.update()
         falls = (read_scale(self.scaler, self.device) < scale) & (scale >= LEAST_SCALE)

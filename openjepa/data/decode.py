@@ -111,7 +111,7 @@ class JpegFile:
 
 
 class Header(NamedTuple):
-    """Of an image file: height and width as stored; 1 channel for grey, 3 for colour, or an array's own number."""
+    """Of an image file: height and width, a JPEG's upright; 1 channel for grey, 3 for colour, or an array's own number."""
 
     size: tuple[int, int]
     channels: int
@@ -127,7 +127,9 @@ def read_header(path: str) -> Header:
             return Header((array.shape[0], array.shape[1]), array.shape[2] if array.ndim == 3 else 1)
         with Image.open(path, formats=FORMATS) as image:
             is_grey = image.mode in ("1", "L", "LA") or image.mode.startswith(("I", "F"))
-            return Header((image.height, image.width), 1 if is_grey else 3)
+            is_turned = image.format in ("JPEG", "MPO") and _ROTATIONS.get(_read_orientation(image)) in _QUARTER_TURNS
+            size = (image.width, image.height) if is_turned else (image.height, image.width)
+            return Header(size, 1 if is_grey else 3)
 
 
 def decode_image(path: str, channels: int) -> Pixels:

@@ -8,12 +8,16 @@ without replaying, and the number of worker processes changes nothing (test_load
 from __future__ import annotations
 
 import atexit
+import io
+import os
+import pickle
 import signal
 import weakref
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +36,12 @@ ORDER, VIEW, REPLACEMENT = 2, 3, 4
 
 REPLACEMENT_TRIES = 20
 PREFETCH_STEPS = 2  # per worker
+SHARED_MEMORY = Path("/dev/shm")
+WORKER_DIED = (
+    "a process that loads images has died, as happens where memory runs out; use fewer workers (data.workers, or "
+    "--workers of pack) or a smaller data.batch_size"
+)
+LEAST_SHARED_BYTES = 2**30  # free: containers get 64 MB, and a batch of 2,048 images of 224 px takes 308
 
 Item = TypeVar("Item")
 EvaluationBatch = tuple[UInt8[Tensor, "B C H W"], Int64[Tensor, " B"], list[tuple[str, str]]]
@@ -216,10 +226,11 @@ def stream_items(
 ) -> Generator[Item, None, None]:
     """Items of a data set in the order of their numbers, made ahead of time by so many workers; errors among them are raised.
 
-    Closing the generator, or the end of the program, ends its workers.
+    Closing the generator, or the end of the program, ends its workers. Raises ChildProcessError if one of them dies.
     """
+    by_value = workers > 0 and not _has_room()
     loader = DataLoader(
-        dataset,
+        _ByValue(dataset) if by_value else dataset,
         batch_size=None,  # an item is a whole batch
         collate_fn=_leave_alone,  # the default would make lists of tuples
         sampler=numbers,
@@ -232,18 +243,55 @@ def stream_items(
     return _close_at_exit(_raise_errors(loader))
 
 
+def _has_room() -> bool:
+    """Whether workers can hand tensors over in shared memory. Where it is full, a batch is lost, and awaited for ever."""
+    if not SHARED_MEMORY.is_dir():
+        return True
+    found = os.statvfs(SHARED_MEMORY)
+    return found.f_bavail * found.f_frsize >= LEAST_SHARED_BYTES
+
+
+class _ByValue(Dataset[bytes]):
+    """The items of a data set as bytes, which go through a pipe: slower than shared memory, and of any size."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, number: int) -> bytes:
+        written = io.BytesIO()
+        _Pickler(written, protocol=pickle.HIGHEST_PROTOCOL).dump(self.dataset[number])
+        return written.getvalue()
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, value: Any) -> Any:
+        """A tensor as its numbers."""
+        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented
+
+
 def _leave_alone(item: Item) -> Item:
     return item
 
 
 def _ignore_signals(_worker: int) -> None:
-    """Ctrl-C and a group's SIGTERM are the training process's to handle: it saves, then ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Ctrl-C and a group's signals are the training process's to handle: it saves, then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
-def _raise_errors(loader: DataLoader[Item | ValueError]) -> Generator[Item, None, None]:
-    for item in loader:
+def _raise_errors(loader: DataLoader[Any]) -> Generator[Any, None, None]:
+    items = iter(loader)
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ChildProcessError(WORKER_DIED) from None
+        if isinstance(item, bytes):
+            item = pickle.loads(item)  # noqa: S301 (our own worker's)
         if isinstance(item, ValueError):
             raise item
         yield item

@@ -40,7 +40,7 @@ def look_at(spec: str) -> DataLook:
     headers = {}
     for index in chosen_idx:
         try:
-            headers[index] = _read_header(source, index)
+            headers[index] = look_at_header(source, index)
         except DecodeError as error:
             unreadable = error
     if not headers:
@@ -49,8 +49,8 @@ def look_at(spec: str) -> DataLook:
     return DataLook(len(source), side_px, _find_channels(source, headers), len(headers))
 
 
-def _read_header(source: ImageSource, index: int) -> Header:
-    """Of a file its header; what is in memory already is looked at as it is."""
+def look_at_header(source: ImageSource, index: int) -> Header:
+    """Size and channels of an image: of a file by its header, of what is in memory already by itself. Raises DecodeError."""
     if isinstance(source, FolderSource):
         return read_header(source.files[index])
     return Header(source.open(index).size, source.channels)

@@ -1,16 +1,30 @@
-"""How long a run is whose length is given in minutes: planned from its first steps, and anew where the machine turns out faster
-or slower. Rates and momentum never jump: what is left of their schedules is spread over the steps that are left.
+"""How many steps a run of some minutes has: planned before it starts, and again where the machine turns out faster or slower.
 
-The plans are all the state there is. They are recorded, so that a resume goes through the same rates.
+Rates and momentum are functions of a place in the first plan's schedules, and the last step of the last plan always has the
+schedules' last place. Places never jump. A longer plan keeps the place that was reached until as large a share of the steps is
+done, so that a warm-up not yet over still ends at its share of the whole run; a shorter one catches up by even strides.
+
+The plans are the only state. They are recorded, so that a resume goes through the same rates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 CHANGED_FRAC = 0.05  # of a run's steps: a plan as close as this is kept
 
 Plan = tuple[int, int]  # from this step on, the run has so many steps
+
+
+class _Piece(NamedTuple):
+    """The places of one plan."""
+
+    since: int
+    total: int
+    reached: float  # the place of the last step before it
 
 
 class Pace:
@@ -18,7 +32,7 @@ class Pace:
 
     def __init__(self, plans: Iterable[Plan]) -> None:
         self.plans: list[Plan] = []
-        self._pieces: list[tuple[int, float, float]] = []  # from this step on: its place, and how much further each step goes
+        self._pieces: list[_Piece] = []
         for since, total in plans:
             self._add(since, total)
 
@@ -33,12 +47,15 @@ class Pace:
         return self.plans[-1][1]
 
     def place(self, step: int) -> float:
-        """Where a step lies in the schedules: the step itself by the first plan, and a run's last step where that plan's lies."""
-        since, start, per_step = next(piece for piece in reversed(self._pieces) if piece[0] <= step)
-        return start + (step - since) * per_step
+        """Where a step lies in the schedules, 0 to planned_steps - 1; by the first plan the step itself."""
+        since, total, reached = next(piece for piece in reversed(self._pieces) if piece.since <= step)
+        end = self.planned_steps - 1
+        in_proportion = end / max(total - 1, 1)
+        catching_up = (end - reached) / (total - since)  # the steeper of the two where the schedules lag behind the steps
+        return max(reached, end - (total - 1 - step) * max(in_proportion, catching_up))
 
     def replan(self, done: int, left_s: float, step_s: float, most_steps: int) -> bool:
-        """Plan anew after so many steps: the time left, what a step takes, and the most steps that the run may have.
+        """Plan again after `done` steps, from the time left, the time of a step and the most steps the run may have.
 
         False, and nothing changes, where the length would hardly change or plans were made for later steps already.
         """
@@ -49,6 +66,14 @@ class Pace:
         return True
 
     def _add(self, since: int, total: int) -> None:
-        start = self.place(since) if self.plans else 0.0
+        reached = self.place(since - 1) if self.plans else 0.0
         self.plans.append((since, total))
-        self._pieces.append((since, start, (self.planned_steps - 1 - start) / max(total - 1 - since, 1)))
+        self._pieces.append(_Piece(since, total, reached))
+
+
+def typical_step_s(timed: Sequence[tuple[int, float]]) -> float:
+    """Seconds of a step from two or more pairs (steps done, seconds trained): the lower median over the pairs' intervals.
+
+    One interval with something rare in it, as the compilation of a new shape, does not cut the run short.
+    """
+    return statistics.median_low((now_s - before_s) / (now - before) for (before, before_s), (now, now_s) in pairwise(timed))

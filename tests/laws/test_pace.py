@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
+from collections import deque
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,9 +15,10 @@ from hypothesis import strategies as st
 from openjepa import run as run_module
 from openjepa.build import StepTime
 from openjepa.config import Recipe, build_recipe, load_recipe
-from openjepa.engine.pace import Pace
+from openjepa.engine.pace import Pace, typical_step_s
 from openjepa.run import Run, pretrain
 from openjepa.signals import Interrupted
+from tests.machine import Machine, measure_on
 
 CHECKS = 10  # a run is timed at least so often
 
@@ -41,22 +44,83 @@ PLANS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 300)), max_size=5)
 
 @given(st.integers(2, 200), PLANS)
 def test_schedules_are_walked_from_end_to_end(first: int, more: list[tuple[int, int]]):
-    """Whatever is planned when, places rise by even steps between two plans, and no schedule is cut off or overrun."""
+    """Whatever is planned when: places rise, none is skipped to, and the last step has the schedules' last place."""
     pace, done = Pace([(0, first)]), 0
     for further, left in more:
         done += further
         if done < pace.total_steps:
             pace.replan(done, float(left), 1.0, 10_000)
+    end = first - 1
     places = [pace.place(step) for step in range(pace.total_steps)]
     assert places[0] == 0
+    assert places[-1] == end  # exactly
     strides = [after - before for before, after in pairwise(places)]
     assert all(stride >= 0 for stride in strides)
-    if len(pace.plans) == 1 or pace.plans[-1][0] < pace.total_steps - 1:
-        assert places[-1] == pytest.approx(first - 1)
-    starts = {since for since, _ in pace.plans}
-    for step in range(1, len(strides)):
-        if step not in starts:
-            assert strides[step] == pytest.approx(strides[step - 1], abs=1e-6)
+    for number, (since, total) in enumerate(pace.plans):
+        until = pace.plans[number + 1][0] if number + 1 < len(pace.plans) else total
+        reached = places[since - 1] if since else 0.0
+        even = max(
+            end / max(total - 1, 1), (end - reached) / (total - since)
+        )  # in proportion, or catching up from what was reached
+        assert all(stride <= even + 1e-9 for stride in strides[max(since - 1, 0) : until - 1])
+
+
+@given(st.integers(20, 300), st.floats(0, 0.9), st.floats(1.2, 50), st.floats(0.05, 0.5))
+def test_a_longer_plan_keeps_the_share_of_a_warm_up_that_is_not_over(first: int, planned: float, longer: float, share: float):
+    """The warm-up ends at its share of the steps that are run, whenever before its end the plan was made longer."""
+    end = share * (first - 1)
+    done = min(int(planned * end) + 1, int(end))
+    pace = Pace([(0, first)])
+    if done < 1 or not pace.replan(done, first * longer - done, 1.0, 10**6):
+        return
+    assert find_place(pace, end) == pytest.approx(share * (pace.total_steps - 1), abs=1.001)
+
+
+def find_place(pace: Pace, place: float) -> int:
+    """The first step that lies there or later."""
+    return bisect_left(range(pace.total_steps), place, key=pace.place)
+
+
+def simulate(
+    minutes_hold: int, slow_before: int, slow_in_run: int, share: float, monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, int]:
+    """A run on a machine whose steps take 1 s, after some of 100 s each that compile: while a step is timed, and in the run.
+
+    Its number of steps, and how many of them are warm-up.
+    """
+    budget_s = float(minutes_hold)
+    machine = Machine(lambda step: 100.0 if step < slow_before else 0.01, compute_s=1.0)
+    measured = measure_on(machine, monkeypatch, 0.05 * budget_s, compiled=True)
+    pace = Pace([(0, max(int(budget_s / measured.seconds), 1))])
+    timed: deque[tuple[int, float]] = deque(maxlen=4)
+    done, spent_s = 0, 0.0
+    while done < pace.total_steps:
+        spent_s += 100.0 if done < slow_in_run else 1.0
+        if done % max(pace.total_steps // CHECKS, 1) == 0:
+            timed.append((done + 1, spent_s))
+            if len(timed) > 1:
+                pace.replan(done + 1, budget_s - spent_s, typical_step_s(timed), 10**6)
+        done += 1
+    return done, find_place(pace, share * (pace.planned_steps - 1))
+
+
+@pytest.mark.parametrize("minutes_hold", [2000, 20_000])
+@pytest.mark.parametrize("slow_before", [0, 5, 19])
+@pytest.mark.parametrize("slow_in_run", [0, 3])
+@pytest.mark.parametrize("share", [0.02, 0.3])
+def test_compilation_spoils_neither_the_length_nor_the_warm_up(
+    monkeypatch: pytest.MonkeyPatch, minutes_hold: int, slow_before: int, slow_in_run: int, share: float
+):
+    steps, warmup = simulate(minutes_hold, slow_before, slow_in_run, share, monkeypatch)
+    possible = minutes_hold - 99 * slow_in_run
+    assert 0.94 * possible <= steps <= 1.06 * possible  # a plan as close as 5 % is kept
+    assert 0.6 * share <= warmup / steps <= 1.4 * share
+
+
+def test_a_rare_long_interval_does_not_count():
+    assert typical_step_s([(1, 0.0), (11, 10.0)]) == 1.0
+    assert typical_step_s([(1, 0.0), (11, 300.0), (21, 310.0)]) == 1.0
+    assert typical_step_s([(1, 0.0), (11, 10.0), (21, 310.0), (31, 330.0)]) == 2.0
 
 
 @given(st.integers(1, 10**6))

@@ -107,7 +107,7 @@ def test_headers_agree_with_the_decoded_image(tmp_path: Path) -> None:
                 size = open_image(str(path), 3).size
             except DecodeError:
                 continue
-            assert sorted(header.size) == sorted(size)  # a turned photo's sides change places
+            assert header.size == size  # a turned photo's too
             checked += 1
     assert checked >= 55
     with pytest.raises(DecodeError):

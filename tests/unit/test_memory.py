@@ -73,3 +73,12 @@ def test_too_little_memory_is_one_line(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda _: 2**29)
     with pytest.raises(ValueError, match="need 1.0 GB, 0.4 GB can be used"):
         find_batch_size(make(), 100)
+
+
+def test_what_pytorch_keeps_and_no_tensor_uses_is_free(monkeypatch):
+    """24 GB: others have 3, tensors 1, and 12 are what earlier tensors have left in PyTorch's hands."""
+    gb, device = 2**30, torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (8 * gb, 24 * gb))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 13 * gb)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 1 * gb)
+    assert memory.free_bytes(device) == 20 * gb
