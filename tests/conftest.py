@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Before any test imports openjepa: the shapes and types in its annotations are checked at every call.
@@ -15,6 +16,10 @@ install_import_hook("openjepa", "beartype.beartype")
 # Tests run side by side, one thread each; it also keeps sums in the same order from run to run.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+
+# Machines are shared: how long an example takes says nothing.
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 SHARED = Path(os.environ.get("OPENJEPA_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-
 LARGE = (
     "--recipe", "demo", "--train.max-minutes", "None", "--train.precision", "fp32", "--data.batch-size", "16",
     "--data.workers", "2", "--data.image-size", "256", "--data.channels", "3", "--model.patch-size", "64", "--model.width", "32",

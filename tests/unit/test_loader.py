@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openjepa.config import Data, Mask
+from openjepa.data import loader
 from openjepa.data.decode import Decoded, DecodeError
 from openjepa.data.loader import PREFETCH_STEPS, Batch, evaluation_batches, sample_order, training_batches
 from openjepa.data.skipped import SkippedFiles
@@ -89,6 +90,22 @@ def test_workers_change_nothing(workers, tmp_path):
 
 
 WHOLE = [fingerprint(batch) for batch in batches_of(Levels(broken=(3, 8)), total=20)]
+
+
+def test_batches_come_by_value_where_shared_memory_is_small(tmp_path, monkeypatch):
+    """As in a container with 64 MB of it, where version 0.1 waited for ever."""
+    build_messy_folder(tmp_path / "photos", num_good=30)
+    source = open_source(str(tmp_path / "photos"), 1)
+    alone = [*training_batches(source, SMALL, MASK, (14, 14), seed=1, start_step=0, total_steps=4)]
+    monkeypatch.setattr(loader, "LEAST_SHARED_BYTES", 2**62)
+    assert not loader._has_room()
+    settings = SMALL.model_copy(update={"workers": 2})
+    shared = [*training_batches(source, settings, MASK, (14, 14), seed=1, start_step=0, total_steps=4)]
+    for first, second in zip(alone, shared, strict=True):
+        assert torch.equal(first.images, second.images) and torch.equal(first.image_idx, second.image_idx)
+        assert torch.equal(first.masks.target_idx, second.masks.target_idx)
+        assert not second.images.is_shared()
+        assert first.skipped == second.skipped
 
 
 @settings(max_examples=30, deadline=None)
@@ -224,6 +241,7 @@ def test_workers_live_through_ctrl_c_and_a_groups_sigterm():
 FORGOTTEN = """
 import sys
 from openjepa.config import Data, Mask
+from openjepa.data import loader
 from openjepa.data.loader import training_batches
 from openjepa.data.sources import open_source
 
