@@ -1,6 +1,7 @@
 """k-NN against scikit-learn's, a vote counted by hand, and laws of cosine similarity."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,6 +77,21 @@ def test_with_fewer_training_images_than_k_all_vote_and_the_record_says_so():
     assert result.hyper_parameters["k"] == 15
     assert result.warnings == ["all 15 training images vote, fewer than k = 20"]
     assert np.array_equal(result.predictions, evaluate_knn(train, test, k=15).predictions)
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1e-5])
+def test_nearly_parallel_features_have_the_neighbours_that_double_precision_gives(spread):
+    """As of an untrained encoder: all cosines are above 1 - 1e-5, and differ where float32 has no digits."""
+    direction = np.random.default_rng(5).standard_normal(12)
+    features = [make_features("train", 400, 0), make_features("test", 500, 1)]
+    train, test = (replace(one, pooled=(direction + spread * one.pooled).astype(np.float32)) for one in features)
+    exact = KNeighborsClassifier(5, metric="cosine", algorithm="brute").fit(train.pooled.astype(np.float64), train.labels)
+    _, neighbour_idx = exact.kneighbors(test.pooled.astype(np.float64))
+    votes = np.stack([np.bincount(train.labels[row], minlength=len(CLASSES)) for row in neighbour_idx])
+    clear = np.sort(votes, axis=1)[:, -1] > np.sort(votes, axis=1)[:, -2]  # where weights, all nearly 1, decide nothing
+    predictions = evaluate_knn(train, test, k=5).predictions
+    assert clear.sum() > 300
+    assert (predictions == votes.argmax(1))[clear].mean() == 1
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(0, 0.07), (20, 0.0), (20, -1.0)])

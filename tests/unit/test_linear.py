@@ -10,10 +10,20 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
 from sklearn.preprocessing import StandardScaler
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from openjepa.evals import linear
 from openjepa.evals.features import Features
-from openjepa.evals.linear import evaluate_linear, fit_probe, hold_out, measure_columns, measure_moments, try_strengths
+from openjepa.evals.linear import (
+    evaluate_linear,
+    factor_gram,
+    fit_probe,
+    hold_out,
+    measure_columns,
+    measure_moments,
+    try_strengths,
+    widen,
+)
 
 NUM_CLASSES = 5
 
@@ -42,6 +52,99 @@ def test_agrees_with_scikit_learn(l2):
     shares = torch.softmax(rows @ probe.weights.T + probe.bias, 1).numpy()
     assert probe.converged
     assert np.abs(shares - reference.predict_proba(rows.double().numpy())).max() < 0.01
+
+
+def reference_of(rows, labels, l2):
+    """scikit-learn's minimum of the same objective."""
+    return LogisticRegression(C=1 / (len(rows) * l2), max_iter=20_000, tol=1e-8).fit(rows.double().numpy(), labels.numpy())
+
+
+def objective(rows, labels, weights, bias, l2):
+    """Mean cross-entropy + l2 / 2 * |weights|^2 in double precision."""
+    scores = rows.double() @ torch.as_tensor(weights).double().T + torch.as_tensor(bias).double()
+    return float(torch.nn.functional.cross_entropy(scores, labels) + l2 / 2 * torch.as_tensor(weights).double().square().sum())
+
+
+@pytest.mark.parametrize("l2", [1.0, 1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize(("count", "dim"), [(400, 20), (400, 150), (90, 300)])
+def test_the_objective_is_as_low_as_scikit_learn_gets_it(count, dim, l2):
+    rows, labels = standardise(make_features("train", count, 0, dim=dim))
+    found = fit_probe(rows, labels, NUM_CLASSES, l2, measure_moments(rows))
+    lowest = reference_of(rows, labels, l2)
+    least = objective(rows, labels, lowest.coef_, lowest.intercept_, l2)
+    assert objective(rows, labels, found.weights, found.bias, l2) < 1.005 * least
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("l2", [1.0, 1e-2, 1e-4, 1e-6])
+def test_the_span_of_few_rows_holds_the_minimum_of_wide_features(l2, copies):
+    rows, labels = standardise(make_features("train", 90, 0, dim=700))
+    rows, labels = rows.repeat(copies, 1), labels.repeat(copies)  # a row twice makes the Gram matrix singular once more
+    factor = factor_gram(rows)
+    assert (factor @ factor.T - rows.double() @ rows.double().T).abs().max() < 1e-9 * rows.square().sum(1).max()
+    fitted = factor.float()
+    found = widen(fit_probe(fitted, labels, NUM_CLASSES, l2, measure_moments(fitted)), factor, rows)
+    lowest = reference_of(rows, labels, l2)
+    least = objective(rows, labels, lowest.coef_, lowest.intercept_, l2)
+    assert objective(rows, labels, found.weights, found.bias, l2) < 1.005 * least
+    others = standardise(make_features("test", 300, 1, dim=700))[0].double().numpy()
+    assert (found.predict(torch.from_numpy(others).float()).numpy() == lowest.predict(others)).mean() > 0.95
+
+
+def test_wide_features_are_probed_alike_with_and_without_reduction(monkeypatch):
+    train, test = make_features("train", 120, 0, dim=600), make_features("test", 300, 1, dim=600)
+    results = []
+    for reduces in (True, False):
+        monkeypatch.setattr(linear, "is_wide", lambda *_, reduces=reduces: reduces)
+        results.append(evaluate_linear(train, test))
+    assert results[0].hyper_parameters["l2"] == results[1].hyper_parameters["l2"]
+    assert (results[0].predictions == results[1].predictions).mean() > 0.98
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes how many numbers the largest tensor has that is computed meanwhile."""
+
+    def __init__(self):
+        super().__init__()
+        self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for one in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(one, torch.Tensor):
+                self.most = max(self.most, one.numel())
+        return out
+
+
+@pytest.mark.parametrize(("count", "dim"), [(60, 1000), (1100, 1400)])
+def test_wide_features_need_no_more_room_than_they_take(count, dim):
+    """Of 64 px colour images, D = 12,288, a D x D matrix takes 0.6 GB and its eigenvectors minutes."""
+    train, test = make_features("train", count, 0, dim=dim), make_features("test", 10, 1, dim=dim)
+    with LargestTensor() as seen:
+        evaluate_linear(train, test)
+    assert seen.most <= count * dim
+
+
+def make_hidden(spec, count, seed, scale=1e-3):
+    """Nearly parallel features, as an untrained encoder's: what tells the classes apart is a thousandth of what they share."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(NUM_CLASSES, size=count)
+    shared = generator.standard_normal((count, 1)) * np.ones(10)
+    own = np.eye(10)[labels] + 0.3 * generator.standard_normal((count, 10))
+    pooled = (shared + scale * own).astype(np.float32)
+    return Features(pooled, labels, np.arange(count), [str(number) for number in range(NUM_CLASSES)], spec)
+
+
+@pytest.mark.parametrize("scale", [1e-1, 1e-2, 1e-3])
+def test_the_search_goes_on_while_it_knows_no_more_than_the_commonest_class(scale):
+    result = evaluate_linear(make_hidden("train", 1000, 0, scale), make_hidden("test", 500, 1, scale))
+    assert result.accuracy > 0.9
+
+
+def test_the_commonest_class_and_a_little_luck_are_chance():
+    labels = torch.tensor([0] * 60 + [1] * 40)
+    held_out_labels = torch.tensor([0] * 64 + [1] * 36)
+    assert linear.bound_chance(labels, held_out_labels) == pytest.approx(0.64 + 2 * 0.48 / 10)
 
 
 @pytest.mark.parametrize("l2", [1e-1, 1e-4])
