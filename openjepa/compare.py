@@ -7,7 +7,6 @@ Left out: choosing a winner; with three seeds the spread is for the reader to se
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import statistics
@@ -137,8 +136,8 @@ def run_job(job: Job) -> Outcome:
     done = job.folder / "outcome.json"
     if done.is_file():
         found, recorded = read_json(done), folder.read_run()
-        has = [recorded["recipe"], recorded["data"], found.get("labels"), found.get("test")]
-        if has != [json.loads(job.recipe.model_dump_json()), job.train, job.labels, job.test]:
+        recipe = build_recipe(recorded["recipe"], where=str(folder.run_json))
+        if [recipe, recorded["data"], found.get("labels"), found.get("test")] != [job.recipe, job.train, job.labels, job.test]:
             raise ValueError(f"{job.folder} holds a run of other settings; choose another folder")
         return Outcome(**found["outcome"])
     torch.set_num_threads(job.threads)
