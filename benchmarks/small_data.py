@@ -35,8 +35,10 @@ UNION = {  # the seed's sampler: on a grid of 7 x 7, 49 % context and 20 % targe
     "mask.num_targets": 2, "mask.target_scale": (0.1, 0.15),
 }  # fmt: skip
 SOLVED = UNION | {"mask.context_scale": (0.0625, 0.083), "mask.target_scale": (0.066, 0.099)}  # the seed's 25 % / 15 %
-FEATURES, WHOLE = {"method.targets": "features"}, {"data.augmentation": "none"}
-MAE = {"method.name": "mae", "optim.lr": 1e-3, "momentum.start": 0.996}  # its own rate; it has no momentum to set
+IJEPA = {"method.name": "ijepa", "method.targets": "features", "momentum.start": 0.99}
+WHOLE = {"data.augmentation": "none"}
+PIXELS = {"method.name": "mae", "method.targets": "pixels", "momentum.start": 0.996}  # it has no momentum to set
+MAE = PIXELS | {"optim.lr": 1e-3}  # its own rate
 NONE = {"method.regularizer": "none", "method.regularizer_weight": 0.0, "method.regularizer_on": "pooled"}
 
 
@@ -60,22 +62,22 @@ QUESTIONS: dict[str, list[Variant]] = {
     ],
     "targets": [
         AS_IS,
-        Variant("not normalised", FEATURES | {"method.target_norm": "none"}),
-        Variant("standardised over the batch", FEATURES | {"method.target_norm": "batch"}),
-        Variant("mean of the last 4 layers", FEATURES | {"method.target_layers": 4}),
-        Variant("target patches seen alone", FEATURES | {"method.target_input": "patches"}),
-        Variant("average-pooled features", {"method.targets": "pooled"}),
-        Variant("pixels", {"method.targets": "pixels"}),
-        Variant("features", FEATURES),
+        Variant("not normalised", IJEPA | {"method.target_norm": "none"}),
+        Variant("standardised over the batch", IJEPA | {"method.target_norm": "batch"}),
+        Variant("mean of the last 4 layers", IJEPA | {"method.target_layers": 4}),
+        Variant("target patches seen alone", IJEPA | {"method.target_input": "patches"}),
+        Variant("average-pooled features", IJEPA | {"method.targets": "pooled"}),
+        Variant("pixels", PIXELS),
+        Variant("features", IJEPA),
     ],
     "momentum": [
         AS_IS,
         *(
-            Variant(f"fixed {value}", {"momentum.schedule": "fixed", "momentum.start": value, "momentum.end": 1.0})
+            Variant(f"fixed {value}", IJEPA | {"momentum.schedule": "fixed", "momentum.start": value, "momentum.end": 1.0})
             for value in (0.98, 0.99, 0.996, 0.9995)
         ),
-        Variant("0.98 to 0.998", {"momentum.schedule": "linear", "momentum.start": 0.98, "momentum.end": 0.998}),
-        Variant("0.996 to 1", {"momentum.schedule": "linear", "momentum.start": 0.996, "momentum.end": 1.0}),
+        Variant("0.98 to 0.998", IJEPA | {"momentum.schedule": "linear", "momentum.start": 0.98, "momentum.end": 0.998}),
+        Variant("0.996 to 1", IJEPA | {"momentum.schedule": "linear", "momentum.start": 0.996, "momentum.end": 1.0}),
     ],
     "rate": [
         AS_IS,
@@ -117,9 +119,9 @@ QUESTIONS: dict[str, list[Variant]] = {
     ],
     "scenes": [  # what was tried on them, from auto's recipe for 64 px in colour
         AS_IS,
-        Variant("features", FEATURES),
-        Variant("features, whole images", FEATURES | WHOLE),
-        Variant("features, whole images, multi-block masks", FEATURES | WHOLE | MULTIBLOCK),
+        Variant("features", IJEPA),
+        Variant("features, whole images", IJEPA | WHOLE),
+        Variant("features, whole images, multi-block masks", IJEPA | WHOLE | MULTIBLOCK),
         Variant("whole images", WHOLE),
         Variant("closer crops, 0.15 to 0.7", {"data.crop_scale": (0.15, 0.7)}),
         Variant("pixels not normalised", {"method.target_norm": "none"}),
@@ -128,7 +130,7 @@ QUESTIONS: dict[str, list[Variant]] = {
         Variant("8 deep", {"model.depth": 8}),
         Variant("whole images, VICReg, tokens, 0.03", WHOLE | act("vicreg", 0.03, "tokens")),
         Variant("whole images, patches of 4 px", WHOLE | {"model.patch_size": 4}),
-        Variant("MAE, whole images", WHOLE | NONE | FEATURES | MAE),
+        Variant("MAE, whole images", WHOLE | NONE | MAE),
     ],
 }
 

@@ -3,8 +3,8 @@
 I-JEPA predicts tokens, which no one can see. So each prediction is shown as the real patch whose target token is nearest to it by
 cosine, among the patches of other images, encoded and normalised as targets are in training; the place in the image may differ.
 The paper draws predictions with a generative decoder instead (arXiv 2301.08243, section 8 and figure 6); real patches need no
-training and add no detail of their own. Predicted pixels, MAE's and those of targets: pixels, are shown as they are, with the
-mean and spread of the true patch where it predicts normalised ones, as its authors show them (arXiv 2111.06377, figure 2).
+training and add no detail of their own; so are MAE's principal components. Its pixels are shown as they are, with the mean and
+spread of the true patch where it predicts normalised ones, as its authors show them (arXiv 2111.06377, figure 2).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def show_beliefs(
     with torch.inference_mode():
         pixels = _normalise(trained, images)
         predictions = method.predict(method.encode_context(pixels, masks), masks)[masks.target_mask].float()
-        is_drawn = isinstance(method, MAE) or recipe.method.targets == "pixels"
+        is_drawn = recipe.method.targets == "pixels"
         if is_drawn:
             believed = _paint(predictions, pixels, masks, trained)
         else:
@@ -65,12 +65,13 @@ def show_beliefs(
 def encode_pool(
     trained: TrainedMethod, pool: ImageSource, pool_idx: Int64[np.ndarray, " candidates"]
 ) -> tuple[Float[Tensor, "patches dim"], UInt8[Tensor, "patches pixels"]]:
-    """Target tokens of patches of images spread evenly over the candidates, and the patches' pixels, which are patchify's.
+    """Targets of patches of images spread evenly over the candidates, and the patches' pixels, which are patchify's.
 
     Where a target encoder sees the whole image, every patch is taken; where it sees target patches alone, those of masks.
     """
     recipe, method = trained.recipe, trained.method
-    assert isinstance(method, IJEPA)
+    assert isinstance(method, IJEPA | MAE)
+    make_targets = method.encode_targets if isinstance(method, IJEPA) else method.cut_targets
     num_patches = recipe.grid[0] * recipe.grid[1]
     num_images = max(min(MAX_POOL_IMAGES, MAX_POOL_PATCHES // num_patches), 1)
     chosen_idx = pool_idx[np.unique(np.linspace(0, len(pool_idx) - 1, num_images).astype(np.int64))]
@@ -81,7 +82,7 @@ def encode_pool(
         else:
             masks = sample_masks(recipe.mask, recipe.grid, len(images), seed=recipe.train.seed, step=step + 1)
         with torch.inference_mode():
-            tokens.append(method.encode_targets(_normalise(trained, images), masks)[masks.target_mask])
+            tokens.append(make_targets(_normalise(trained, images), masks)[masks.target_mask])
         pixels = patchify(images.float(), recipe.model.patch_size)
         cut = gather_tokens(pixels, masks.target_idx.flatten(1)).unflatten(1, masks.target_idx.shape[1:])
         patches.append(cut[masks.target_mask].to(torch.uint8))

@@ -56,6 +56,7 @@ MACHINES = (
     MachineRule(1, "a GPU of less than 40 GB", 128, "small_100k", 240),
     MachineRule(0, "a CPU", 64, "small_10k", 30),
 )
+FOLLOWING = 0.99  # the momentum.start with which the study's I-JEPA runs were made
 CORES_PER_WORKER = 4  # of a CPU that also trains; a GPU leaves them all to the loader
 MAX_WORKERS = 16
 
@@ -136,7 +137,7 @@ def choose_recipe(look: DataLook, machine: MachineLook) -> tuple[Recipe, list[Ch
         Choice("train.max_minutes", rule.minutes, f"our default for {rule.words}: ends there if the epochs are not over"),
         Choice("optim.lr", recipe.optim.lr, f"{name}'s; {lr:.3g} at this batch; {STUDY}"),
         Choice("optim.warmup_epochs", warmup, f"{name}'s share of the run, {warmup / epochs:.1%}"),
-        *_choose_targets(recipe),
+        *_choose_method(recipe),
         Choice("method.regularizer", recipe.method.regularizer, _reason_regularizer(recipe)),
         Choice("train.precision", recipe.train.precision, _reason_precision(machine)),
         Choice("data.workers", workers, f"for {machine.num_cores} cores of {rule.words}; the run says if they are too few"),
@@ -144,14 +145,15 @@ def choose_recipe(look: DataLook, machine: MachineLook) -> tuple[Recipe, list[Ch
     return recipe, choices
 
 
-def _choose_targets(recipe: Recipe) -> list[Choice]:
-    """What is predicted, and how fast a target encoder follows where there is one to predict."""
-    targets, momentum = recipe.method.targets, recipe.momentum
-    if targets == "pixels":
-        why = f"better features in the same minutes than by predicting features, --method.targets features, I-JEPA's way; {STUDY}"
-        return [Choice("method.targets", targets, why)]
+def _choose_method(recipe: Recipe) -> list[Choice]:
+    """The method, with what it predicts, and how fast a target encoder follows where there is one."""
+    method, momentum = recipe.method, recipe.momentum
+    if method.name == "mae":
+        rival = f"--method.name ijepa --momentum.start {FOLLOWING}"
+        why = f"predicts {method.targets}: better features in the same minutes than I-JEPA, {rival}; {STUDY}"
+        return [Choice("method.name", method.name, why)]
     follow = Choice("momentum.start", momentum.start, f"to {momentum.end:g}, {momentum.schedule}; {STUDY}")
-    return [Choice("method.targets", targets, "I-JEPA's (arXiv 2301.08243)"), follow]
+    return [Choice("method.name", method.name, f"predicts {method.targets} (arXiv 2301.08243)"), follow]
 
 
 def word_choices(choices: list[Choice], recipe: Recipe) -> list[str]:

@@ -31,6 +31,7 @@ EncoderName = Literal["context", "target"]
 
 def make_pretrain(base: config.Recipe, choices: Sequence[Choice] = ()) -> Callable[..., None]:
     """The pretrain command with a recipe's values as the defaults of its flags; choices say how recipe auto came by them."""
+    method_defaults = config.leave_targets_open(base.method)
 
     def pretrain(
         images: DataSpec,
@@ -45,7 +46,7 @@ def make_pretrain(base: config.Recipe, choices: Sequence[Choice] = ()) -> Callab
         data: config.Data = base.data,
         model: config.Model = base.model,
         mask: config.Mask = base.mask,
-        method: config.Method = base.method,
+        method: config.Method = method_defaults,
         optim: config.Optim = base.optim,
         momentum: config.Momentum = base.momentum,
         train: config.Train = base.train,

@@ -7,7 +7,6 @@ Left out: choosing a winner; with three seeds the spread is for the reader to se
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import statistics
@@ -138,9 +137,9 @@ def run_job(job: Job) -> Outcome:
     done = job.folder / "outcome.json"
     if done.is_file():
         found, recorded = read_json(done), folder.read_run()
+        recipe = build_recipe(recorded["recipe"], where=str(folder.run_json))
         specs = [canonical_spec(str(spec)) for spec in (recorded["data"], found.get("labels"), found.get("test"))]
-        asked = [canonical_spec(spec) for spec in (job.train, job.labels, job.test)]
-        if recorded["recipe"] != json.loads(job.recipe.model_dump_json()) or specs != asked:
+        if recipe != job.recipe or specs != [canonical_spec(spec) for spec in (job.train, job.labels, job.test)]:
             raise ValueError(f"{job.folder} holds a run of other settings; choose another folder")
         return Outcome(**found["outcome"])
     torch.set_num_threads(job.threads)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -27,7 +27,22 @@ ENCODERS: dict[str, tuple[int, int, int, float]] = {
 }
 
 
+# What each method can predict, the first one where a recipe does not say.
+TARGETS: dict[str, tuple[str, ...]] = {"ijepa": ("features", "pooled"), "mae": ("pixels", "pca")}
+
+# What a method computes over all images of a batch: of parts of it something else would come out.
+OF_WHOLE_BATCH = (("target_norm", "batch"), ("targets", "pca"), ("regularizer", "vicreg"), ("regularizer", "sigreg"))
+
+METHOD_KEYS_0_1 = {  # of every recipe that version 0.1 recorded: it left none out
+    "name", "targets", "target_input", "target_norm", "target_layers", "predict", "loss",
+    "regularizer", "regularizer_on", "regularizer_weight",
+}  # fmt: skip
+
 AUTO = "auto"  # in a recipe's place: choose.py makes one for the data and the machine
+
+
+NotNegative = Annotated[float, Field(ge=0)]
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -119,8 +134,8 @@ class Mask(Section):
 class Method(Section):
     name: Literal["ijepa", "mae"] = "ijepa"
     """The method, a file of openjepa/methods."""
-    targets: Literal["features", "pooled", "pixels", "pca"] = "features"
-    """Predicted: patch features, their mean over the block, pixels (target_norm layer: of each patch, normalised), their PCA."""
+    targets: Literal["features", "pooled", "pixels", "pca"] | None = None
+    """I-JEPA: features of patches, or pooled, their mean over a block; MAE: pixels, or pca of them. None: the first."""
     target_input: Literal["image", "patches"] = "image"
     """What the target encoder sees: the whole image, or the target patches alone. MAE cuts its targets from the image."""
     target_norm: Literal["none", "layer", "batch"] = "layer"
@@ -138,6 +153,21 @@ class Method(Section):
     regularizer_weight: float = Field(default=0.0, ge=0)
     """Weight of the anti-collapse term."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_targets(cls, values: Any) -> Any:
+        """Recorded is what is predicted, not None."""
+        if not isinstance(values, dict) or values.get("targets") is not None:
+            return values
+        name = values.get("name", "ijepa")
+        return values | {"targets": TARGETS[name][0]} if name in TARGETS else values
+
+    @property
+    def of_whole_batch(self) -> str | None:
+        """A setting, as `method.key value`, by which a batch's loss is not the sum of its parts'; None: it adds up."""
+        found = (f"method.{key} {value}" for key, value in OF_WHOLE_BATCH if getattr(self, key) == value)
+        return next(found, None)
+
 
 class Optim(Section):
     lr: float = Field(default=1e-3, ge=0)
@@ -150,15 +180,15 @@ class Optim(Section):
     """Learning rate at the end."""
     warmup_epochs: float = Field(default=40, ge=0)
     """Linear warm-up; a run shortened by max_steps or max_minutes shortens it in proportion."""
-    weight_decay: tuple[float, float] = (0.05, 0.05)
+    weight_decay: tuple[NotNegative, NotNegative] = (0.05, 0.05)
     """Encoder weight decay at start and end, cosine between; none on biases and norms."""
-    predictor_weight_decay: tuple[float, float] = (0.04, 0.04)
+    predictor_weight_decay: tuple[NotNegative, NotNegative] = (0.04, 0.04)
     """Predictor weight decay at start and end."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Each encoder layer's learning rate as a multiple of the next one's; 1 is off."""
     clip_grad_norm: float | None = Field(default=None, gt=0)
     """Largest gradient norm; None does not clip."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
     """AdamW's decay rates."""
     eps: float = Field(default=1e-8, gt=0)
     """AdamW's epsilon."""
@@ -183,7 +213,7 @@ class Train(Section):
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Arithmetic of the forward and backward passes; weights stay float32. A CPU that emulates bf16 or fp16 takes fp32."""
     accumulation_steps: int = Field(default=1, ge=1)
-    """Parts in which a batch goes through the model, to save memory."""
+    """Parts in which a batch goes through the model, to save memory; 1 where a loss needs the whole batch: OF_WHOLE_BATCH."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """What the backward pass computes again to save memory: selective, all but matrix products; full, whole layers."""
     compile: bool = False
@@ -192,7 +222,7 @@ class Train(Section):
     """Linear maps of the transformer layers in fp8, for wide encoders on GPUs that have it; `pip install openjepa[fp8]`."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Everything random is a function of (seed, step, rank)."""
     log_every_steps: int = Field(default=10, ge=1)
     """A line in metrics.jsonl every so many steps."""
@@ -227,6 +257,8 @@ class Recipe(Section):
     """The recipe file's name."""
     description: str = ""
     """One line on what the recipe is and where its values come from."""
+    version: Literal[2] = 2
+    """The version of these keys, which whole recipes record; OpenJEPA 0.1 recorded none (see migrate)."""
     data: Data = Data()
     model: Model = Model()
     mask: Mask = Mask()
@@ -261,21 +293,16 @@ class Recipe(Section):
                 raise ValueError(f"{key} {value} is not a multiple of its {by} heads; try {max(value // by, 1) * by}")
             if value % 4:
                 raise ValueError(f"{key} {value} is not a multiple of 4, which its positions need; try {value // 4 * 4 or 4}")
-        if self.data.batch_size % self.train.accumulation_steps:
-            raise ValueError(
-                f"data.batch_size {self.data.batch_size} is not a multiple of "
-                f"train.accumulation_steps {self.train.accumulation_steps}"
-            )
-        if self.method.target_norm == "batch" and self.method.target_input != "image":
-            raise ValueError("method.target_norm batch standardises each position over the batch: it needs target_input image")
+        self._fits_in_parts()
+        self._fits_rates()
         if (self.method.regularizer == "none") != (self.method.regularizer_weight == 0):
             raise ValueError(
                 f"method.regularizer {self.method.regularizer} does not go with method.regularizer_weight "
                 f"{self.method.regularizer_weight:g}; set both or neither"
             )
+        self._fits_targets()
         if self.method.name == "mae":
             self._fits_mae()
-        self._fits_targets()
         for section, key in (("data", "crop_scale"), ("mask", "context_scale"), ("mask", "target_scale"),
                              ("mask", "context_aspect"), ("mask", "target_aspect")):  # fmt: skip
             low, high = getattr(getattr(self, section), key)
@@ -284,40 +311,71 @@ class Recipe(Section):
                 raise ValueError(f"{section}.{key} ({low:g}, {high:g}) must satisfy 0 < smallest <= largest{limit}")
         return self
 
+    def _fits_in_parts(self) -> None:
+        """A batch goes through the model in equal parts, of which nothing is measured that is a batch's."""
+        images, parts, method = self.data.batch_size, self.train.accumulation_steps, self.method
+        if images % parts:
+            raise ValueError(f"data.batch_size {images} is not a multiple of train.accumulation_steps {parts}")
+        if parts > 1 and method.of_whole_batch:
+            raise ValueError(
+                f"train.accumulation_steps {parts} does not go with {method.of_whole_batch}, which needs the whole batch: use "
+                "train.accumulation_steps 1; train.activation_checkpointing selective or full saves memory as well"
+            )
+        if images == 1 and method.target_norm == "batch":
+            raise ValueError("data.batch_size 1 does not go with method.target_norm batch, which compares images; use 2 or more")
+        if images == 1 and method.regularizer != "none" and method.regularizer_on == "pooled":
+            raise ValueError(
+                f"data.batch_size 1 does not go with method.regularizer {method.regularizer} on pooled features, one row an "
+                "image; use 2 or more, or method.regularizer_on tokens"
+            )
+
+    def _fits_rates(self) -> None:
+        """Learning rates rise to optim.lr and fall from it; momentum does not fall."""
+        for key in ("start_lr", "final_lr"):
+            if (rate := getattr(self.optim, key)) > self.optim.lr:
+                raise ValueError(f"optim.{key} {rate:g} is above optim.lr {self.optim.lr:g}, the largest rate of a run; lower it")
+        schedule, start, end = self.momentum.schedule, self.momentum.start, self.momentum.end
+        if schedule != "fixed" and end < start:
+            raise ValueError(
+                f"momentum.end {end:g} is below momentum.start {start:g}: momentum rises, or stays with momentum.schedule fixed"
+            )
+
     def _fits_targets(self) -> None:
-        """Targets that are cut from the image know no target encoder, and no encoder has more layers than it has."""
+        """A method predicts its own targets, from layers that there are, of values that its norm can use."""
         method, depth = self.method, self.model.encoder_shape[1]
+        if method.targets not in TARGETS[method.name]:
+            other = next(name for name, kinds in TARGETS.items() if method.targets in kinds)
+            raise ValueError(
+                f"method.targets {method.targets} belongs to --method.name {other}; with method.name {method.name} use "
+                f"{' or '.join(TARGETS[method.name])}"
+            )
         if method.target_layers > depth:
             raise ValueError(f"method.target_layers {method.target_layers} is more than the encoder's {depth} layers")
-        if method.targets in ("features", "pooled"):
-            return
-        norms = {"pixels": ("none", "layer"), "pca": ("none",)}[method.targets]
+        if method.target_norm == "batch" and method.target_input != "image":
+            raise ValueError("method.target_norm batch standardises each position over the batch: it needs target_input image")
+
+    def _fits_mae(self) -> None:
+        """MAE has no target encoder: what would steer one is refused, not ignored."""
+        method = self.method
         for key, value, allowed in (
             ("target_input", method.target_input, ("image",)),
-            ("target_norm", method.target_norm, norms),
+            ("target_norm", method.target_norm, ("none",) if method.targets == "pca" else ("none", "layer")),
             ("target_layers", method.target_layers, (1,)),
         ):
             if value not in allowed:
                 listed = " or ".join(str(choice) for choice in allowed)
-                raise ValueError(f"method.{key} {value} does not go with method.targets {method.targets}; use {listed}")
-
-    def _fits_mae(self) -> None:
-        """MAE has no target encoder: what would steer one is refused, not ignored."""
-        for key, value, allowed in (
-            ("target_input", self.method.target_input, ("image",)),
-            ("target_norm", self.method.target_norm, ("none", "layer")),
-            ("targets", self.method.targets, ("features", "pixels")),  # pixels is what it has
-            ("target_layers", str(self.method.target_layers), ("1",)),
-        ):
-            if value not in allowed:
                 raise ValueError(
-                    f"method.{key} {value} is for targets of an encoder, method.name mae has pixels; use {' or '.join(allowed)}"
+                    f"method.{key} {value} does not go with method.name mae, which predicts {method.targets}; use {listed}"
                 )
         for key, default in Momentum().model_dump().items():
             if (value := getattr(self.momentum, key)) != default:
                 raise ValueError(f"momentum.{key} {value} has no target encoder to act on with method.name mae; use {default}")
-        if self.method.target_norm == "layer" and self.model.patch_size**2 * self.data.channels == 1:
-            raise ValueError("method.target_norm layer needs more than one value a patch; use none or a larger model.patch_size")
+        if self.model.patch_size**2 * self.data.channels == 1 and (method.target_norm == "layer" or method.targets == "pca"):
+            setting = "method.targets pca" if method.targets == "pca" else "method.target_norm layer"
+            raise ValueError(
+                f"{setting} needs more than one value a patch; use method.targets pixels with method.target_norm none, or a "
+                "larger model.patch_size"
+            )
 
 
 def list_recipes() -> list[str]:
@@ -338,9 +396,39 @@ def load_recipe(name_or_file: str | Path) -> Recipe:
 def build_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
     """Check plain values and make a Recipe; ValueError names the key, the value and the nearest right key."""
     try:
-        return Recipe.model_validate(values)
+        return Recipe.model_validate(migrate(values))
     except ValidationError as error:
         raise ValueError(f"{where}: {explain_validation(error)}") from None
+
+
+def migrate(values: dict[str, Any]) -> dict[str, Any]:
+    """A whole recipe of version 0.1, from run.json, recipe.yaml or a checkpoint, in today's words.
+
+    There pixels and their PCA were targets of ijepa, with a target encoder that nothing used, and mae did
+    not say what it predicts: both are mae's now, with the same weights and loss. Rates above optim.lr, and
+    parts of a batch where the loss needs the whole, were accepted. Other values are given back unchanged: a
+    file of differences, which has no version either, is refused where it says so, and its writer can edit it.
+    """
+    sections: list[Any] = [values.get(name) for name in ("method", "optim", "momentum", "train")]
+    method, optim, momentum, train = sections
+    is_whole = all(isinstance(section, dict) for section in sections) and method.keys() >= METHOD_KEYS_0_1
+    if "version" in values or not is_whole:
+        return values
+    if method["name"] == "mae":
+        method = method | {"targets": "pixels"}
+    elif method["targets"] in TARGETS["mae"]:
+        method, momentum = method | {"name": "mae"}, Momentum().model_dump()
+    if any(method[key] == value for key, value in OF_WHOLE_BATCH):
+        train = train | {"accumulation_steps": 1}
+    rates = {key: optim.get(key) for key in ("lr", "start_lr", "final_lr")}
+    if all(isinstance(rate, float) for rate in rates.values()):
+        optim = optim | {key: min(rate, rates["lr"]) for key, rate in rates.items()}
+    return values | {"method": method, "optim": optim, "momentum": momentum, "train": train}
+
+
+def leave_targets_open(method: Method) -> Method:
+    """The section with None for its method's own targets: as defaults of flags, so that --method.name brings its own."""
+    return method.model_copy(update={"targets": None}) if method.targets == TARGETS[method.name][0] else method
 
 
 def explain_validation(error: ValidationError) -> str:

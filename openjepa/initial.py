@@ -1,8 +1,8 @@
 """A new run's first weights from an earlier checkpoint: another run's, or an imported one. Only weights are taken.
 
 Step 0, a fresh optimizer and fresh schedules: this starts a run, where a resume goes on with one. A checkpoint of one encoder
-gives its weights to both. Positions are resized if the grid differs (openjepa/nn/positions.py); any other difference in
-shape is refused, with the flags that make the recipe fit.
+gives its weights to both, and one whose predictor predicts something else gives its encoders alone. Positions are resized if the
+grid differs (openjepa/nn/positions.py); any other difference in shape is refused, with the flags that make the recipe fit.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from openjepa.apply import find_checkpoint
+from openjepa.build import make_method
 from openjepa.config import Model, Recipe, build_recipe, changed_keys
 from openjepa.engine.checkpoint import digest, load_checkpoint
 from openjepa.methods import Method
@@ -25,7 +27,7 @@ ENCODER_KEYS = {"data.channels", *(f"model.{key}" for key in ("encoder", "width"
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """A checkpoint's weights by part: context_encoder, target_encoder and predictor, as many as it has."""
+    """A checkpoint's weights by part, as many as it has and the run takes: context_encoder, target_encoder and predictor."""
 
     path: Path
     sha256: str
@@ -33,6 +35,7 @@ class InitialWeights:
     grid: tuple[int, int]
     mean: list[float]  # of the images that they were trained on, in [0, 1], one value a channel
     std: list[float]
+    num_encoders: int  # of the run
 
     def fill(self, method: Method) -> None:
         """Put the weights into a method of the same shapes, in place."""
@@ -46,11 +49,11 @@ class InitialWeights:
 
     def describe(self, grid: tuple[int, int]) -> str:
         """What a run on this grid takes, in a line."""
-        encoders = " and ".join(part.replace("_", " ") for part in ENCODERS if part in self.parts)
-        copied = "" if all(part in self.parts for part in ENCODERS) else " (for both encoders)"
-        predictor = "predictor" if "predictor" in self.parts else "a new predictor, since it has none"
+        given = [part.replace("_", " ") for part in ENCODERS if part in self.parts]
+        encoders = " and ".join(given) + (" (for both encoders)" if len(given) < self.num_encoders else "")
+        predictor = "predictor" if "predictor" in self.parts else "a new predictor"
         resized = f"; positions resized from {self.grid[0]} x {self.grid[1]} to {grid[0]} x {grid[1]} patches"
-        return f"{encoders}{copied}, {predictor}{resized if grid != self.grid else ''}; step 0, fresh optimizer"
+        return f"{encoders}, {predictor}{resized if grid != self.grid else ''}; step 0, fresh optimizer"
 
 
 def open_initial(checkpoint: str | Path, recipe: Recipe) -> InitialWeights:
@@ -62,12 +65,21 @@ def open_initial(checkpoint: str | Path, recipe: Recipe) -> InitialWeights:
     for key, value in tensors.items():
         _, part, name = key.split(".", 2)
         parts.setdefault(part, {})[name] = value
-    if theirs.method.name != recipe.method.name:
-        parts.pop("predictor", None)  # of another method, whose predictions are of another kind
     if not parts.keys() & set(ENCODERS):
         raise ValueError(f"{path} holds no encoder")
+    with torch.device("meta"):
+        num_encoders = len(make_method(recipe).encoders())
+    if num_encoders == 1 and "context_encoder" in parts:
+        parts.pop("target_encoder", None)
+    if _find_kind(theirs) != _find_kind(recipe):
+        parts.pop("predictor", None)
     _require_same_shapes(recipe, theirs, "predictor" in parts, path.name)
-    return InitialWeights(path, digest(path), parts, theirs.grid, info["mean"], info["std"])
+    return InitialWeights(path, digest(path), parts, theirs.grid, info["mean"], info["std"], num_encoders)
+
+
+def _find_kind(recipe: Recipe) -> str | None:
+    """What a predictor predicts: pooled features are features."""
+    return "features" if recipe.method.targets == "pooled" else recipe.method.targets
 
 
 def _require_same_shapes(ours: Recipe, theirs: Recipe, with_predictor: bool, name: str) -> None:

@@ -3,14 +3,15 @@
 Source: Assran et al. 2023 (arXiv 2301.08243, section 3). In reading order: targets, context, prediction, loss, momentum.
 The seed description's variant (target patches encoded by themselves and raw, all predicted in one pass, squared error) is the
 same class with other settings. Both are pinned by tests/parity/test_golden_step.py, to the release and to the equations.
-Deviations: contexts of unequal length are padded and masked, never cut (tests/laws/test_padding.py); `target_norm: batch`
-the regularisers, and targets other than patch features are ours, off in the seed and paper recipes.
+Deviations: contexts of unequal length are padded and masked, never cut (tests/laws/test_padding.py); `target_norm: batch`,
+the regularisers, and pooled or several layers' features as targets are ours, off in the seed and paper recipes.
 """
 
 from __future__ import annotations
 
 import copy
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
@@ -21,7 +22,6 @@ from openjepa import config
 from openjepa.masks import Masks, sample_masks
 from openjepa.methods.method import Method, Metrics
 from openjepa.methods.regularizers import mean_tokens, regularize
-from openjepa.methods.targets import PixelTargets
 from openjepa.nn.ema import update_target
 from openjepa.nn.encoder import VisionTransformer, gather_tokens
 from openjepa.nn.predictor import Predictor
@@ -43,17 +43,15 @@ class IJEPA(Method):
         """image_size: height and width in pixels. Sections left out take the defaults, which are the paper's ViT-B/16."""
         super().__init__()
         model, self.mask, self.settings = model or config.Model(), mask or config.Mask(), method or config.Method()
+        assert self.settings.targets in ("features", "pooled"), self.settings
         self.context_encoder = VisionTransformer(
             image_size, model.patch_size, channels, model.encoder_shape,
             residual_rescale=model.residual_rescale, checkpointing=checkpointing,
         )  # fmt: skip
         self.target_encoder = copy.deepcopy(self.context_encoder).requires_grad_(False)
         self.grid = self.context_encoder.grid
-        cuts_pixels = self.settings.targets in ("pixels", "pca")
-        self.pixel_targets = PixelTargets(self.settings, model.patch_size, channels) if cuts_pixels else None
         self.predictor = Predictor(
             self.grid, self.context_encoder.embed_dim, model.predictor_width, model.predictor_depth, model.predictor_heads,
-            output_width=self.pixel_targets.width if self.pixel_targets else None,
             positions=model.predictor_positions, residual_rescale=model.residual_rescale, checkpointing=checkpointing,
         )  # fmt: skip
 
@@ -86,9 +84,6 @@ class IJEPA(Method):
         self, images: Float[Tensor, "batch channels height width"], masks: Masks
     ) -> Float[Tensor, "batch blocks target out"]:
         """s_y: the target encoder's tokens at the target blocks, seeing the whole image or the target patches alone; float32."""
-        if self.pixel_targets:
-            pixels: Tensor = self.pixel_targets(images, masks.target_idx)
-            return pixels
         num_blocks, target_idx = masks.target_idx.shape[1], masks.target_idx.flatten(1)
         encode = partial(self.target_encoder, mean_of_last=self.settings.target_layers)
         if self.settings.target_input == "image":
@@ -97,8 +92,9 @@ class IJEPA(Method):
                 tokens = (tokens - tokens.mean(0)) / (tokens.var(0, unbiased=False) + 1e-5).sqrt()
             tokens = gather_tokens(tokens, target_idx)
         else:
-            seen_mask = real_mask(first_occurrences(target_idx, self.grid[0] * self.grid[1]))
-            tokens = encode(images, target_idx, seen_mask).float()
+            seen = find_distinct(target_idx, masks.target_mask.flatten(1), self.grid[0] * self.grid[1])
+            tokens = encode(images, seen.patch_idx, real_mask(seen.patch_mask)).float()
+            tokens = gather_tokens(tokens, seen.place_idx)
         targets: Tensor = tokens.unflatten(1, (num_blocks, -1))
         if self.settings.target_norm == "layer":
             targets = functional.layer_norm(targets, targets.shape[-1:], eps=1e-5)
@@ -147,11 +143,25 @@ def real_mask(mask: Bool[Tensor, "*shape"]) -> Bool[Tensor, "*shape"] | None:
     return None if mask.device.type == "cpu" and bool(mask.all()) else mask
 
 
-def first_occurrences(idx: Int[Tensor, "batch entries"], num_patches: int) -> Bool[Tensor, "batch entries"]:
-    """True where an index is the first of its kind in the row: not at padding, nor at a patch that an earlier block holds."""
-    order = torch.arange(idx.shape[1], device=idx.device).expand_as(idx)
-    first = torch.full((len(idx), num_patches), idx.shape[1], device=idx.device).scatter_reduce(1, idx, order, "amin")
-    return first.gather(1, idx) == order
+class Distinct(NamedTuple):
+    """The patches that the target blocks of each image hold together, each once."""
+
+    patch_idx: Int[Tensor, "batch distinct"]  # rising, then padding
+    patch_mask: Bool[Tensor, "batch distinct"]  # True at patches, False at padding
+    place_idx: Int[Tensor, "batch entries"]  # where patch_idx has the patch of each entry of the blocks
+
+
+def find_distinct(
+    target_idx: Int[Tensor, "batch entries"], target_mask: Bool[Tensor, "batch entries"], num_patches: int
+) -> Distinct:
+    """Blocks may overlap. Shapes depend on no number, so that a GPU is not waited for."""
+    held = torch.zeros(len(target_idx), num_patches, dtype=torch.int64, device=target_idx.device)
+    held.scatter_reduce_(1, target_idx, target_mask.long(), "amax")
+    most = min(target_idx.shape[1], num_patches)
+    patch_idx = held.argsort(dim=1, descending=True, stable=True)[:, :most]
+    patch_mask = torch.arange(most, device=held.device) < held.sum(1, keepdim=True)
+    place_of_patch = (held.cumsum(1) - 1).clamp_min(0)
+    return Distinct(patch_idx, patch_mask, place_of_patch.gather(1, target_idx))
 
 
 @torch.no_grad()

@@ -5,14 +5,17 @@ decoder is I-JEPA's predictor with pixels as output: a narrow ViT on encoded vis
 tests/parity/test_mae.py compares loss, reconstruction and gradients with transformers' MAE.
 Deviations, so that I-JEPA and MAE differ in the method alone: no class token (the paper's section A.1 has average pooling do as
 well); the encoder's and predictor's own initial weights instead of Xavier's; a patch's pixels are in the order channel, row,
-column. Any sampler's masks, smooth L1 and a regulariser work too; the paper's are random ones of 75 %, squared error and none.
+column. Any sampler's masks, smooth L1, a regulariser and PCA of pixels (targets.py) work too; the paper's are random masks of
+75 %, squared error, no regulariser, and pixels, normalised or not.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Float64
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from openjepa import config
@@ -20,7 +23,7 @@ from openjepa.masks import Masks, sample_masks
 from openjepa.methods.ijepa import explain_variance
 from openjepa.methods.method import Method, Metrics
 from openjepa.methods.regularizers import regularize
-from openjepa.methods.targets import cut_pixels
+from openjepa.methods.targets import PixelTargets
 from openjepa.nn.encoder import VisionTransformer
 from openjepa.nn.predictor import Predictor
 from openjepa.nn.recompute import Checkpointing
@@ -41,16 +44,19 @@ class MAE(Method):
         """image_size: height and width in pixels. The paper's ViT-B/16 is the recipe mae_vit_base_16."""
         super().__init__()
         model, self.mask, self.settings = model or config.Model(), mask or config.Mask(), method or config.Method(name="mae")
+        assert self.settings.targets in ("pixels", "pca"), self.settings
         self.context_encoder = VisionTransformer(
             image_size, model.patch_size, channels, model.encoder_shape,
             residual_rescale=model.residual_rescale, checkpointing=checkpointing,
         )  # fmt: skip
         self.grid = self.context_encoder.grid
+        self.pixel_targets = PixelTargets(self.settings, model.patch_size, channels)
         self.predictor = Predictor(
             self.grid, self.context_encoder.embed_dim, model.predictor_width, model.predictor_depth, model.predictor_heads,
-            output_width=model.patch_size**2 * channels,
+            output_width=self.pixel_targets.width,
             positions=model.predictor_positions, residual_rescale=model.residual_rescale, checkpointing=checkpointing,
         )  # fmt: skip
+        self.register_load_state_dict_pre_hook(_leave_out_target_encoder)  # type: ignore[no-untyped-call]
 
     def forward(
         self, images: Float[Tensor, "batch channels height width"], masks: Masks | None = None
@@ -61,8 +67,8 @@ class MAE(Method):
             masks = sample_masks(self.mask, self.grid, len(images), seed=seed, step=0).to(images.device)
         context = self.encode_context(images, masks)
         predictions = self.predict(context, masks)
+        targets = self.cut_targets(images, masks)
         with torch.autocast(images.device.type, enabled=False):
-            targets = self.cut_targets(images.float(), masks)
             predictions, context = predictions.float(), context.float()
             loss = self.prediction_loss(predictions, targets, masks)
             metrics = {"prediction_loss": loss.detach()} | explain_variance(
@@ -83,7 +89,7 @@ class MAE(Method):
         tokens: Tensor = self.context_encoder(images, masks.context_idx, masks.context_padding_mask)
         return tokens
 
-    def predict(self, context: Float[Tensor, "batch context dim"], masks: Masks) -> Float[Tensor, "batch blocks target pixels"]:
+    def predict(self, context: Float[Tensor, "batch context dim"], masks: Masks) -> Float[Tensor, "batch blocks target out"]:
         """The decoder: the pixels of every masked patch, from the encoded visible ones and shared mask tokens."""
         context_mask, target_mask = masks.context_padding_mask, masks.target_padding_mask
         predictions: Tensor = self.predictor(
@@ -93,14 +99,15 @@ class MAE(Method):
 
     def cut_targets(
         self, images: Float[Tensor, "batch channels height width"], masks: Masks
-    ) -> Float[Tensor, "batch blocks target pixels"]:
-        """The reconstruction target: the pixels of the masked patches, by `target_norm: layer` normalised within each patch."""
-        return cut_pixels(images, masks.target_idx, self.context_encoder.patch_size, self.settings.target_norm == "layer")
+    ) -> Float[Tensor, "batch blocks target out"]:
+        """The reconstruction target: pixels of the masked patches, by `target_norm: layer` normalised within each; float32."""
+        targets: Tensor = self.pixel_targets(images, masks.target_idx)
+        return targets
 
     def prediction_loss(
         self,
-        predictions: Float[Tensor, "batch blocks target pixels"],
-        targets: Float[Tensor, "batch blocks target pixels"],
+        predictions: Float[Tensor, "batch blocks target out"],
+        targets: Float[Tensor, "batch blocks target out"],
         masks: Masks,
     ) -> Float[Tensor, ""]:
         """Mean distance over the pixels of masked patches alone: squared error (the paper) or smooth L1 with beta 1."""
@@ -114,3 +121,9 @@ class MAE(Method):
     def encoders(self) -> dict[str, VisionTransformer]:
         """The one encoder, which is used afterwards without mask: on all patches."""
         return {"context": self.context_encoder}
+
+
+def _leave_out_target_encoder(_mae: nn.Module, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Version 0.1 had pixels as targets of I-JEPA: its checkpoints hold a target encoder for nothing (config.migrate)."""
+    for name in [name for name in weights if name.startswith(f"{prefix}target_encoder.")]:
+        del weights[name]

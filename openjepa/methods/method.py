@@ -30,7 +30,8 @@ class Method(nn.Module, ABC):
         """Loss and detached metrics of normalised images; without masks, fresh ones are drawn from torch's generator.
 
         Metrics: loss, prediction_loss, explained_variance, explained_content, content_frac, context_tokens, target_tokens,
-        and what else the method has.
+        and what else the method has. The loss of a batch is the sum of its parts', each by its share of target tokens, but for
+        what config.OF_WHOLE_BATCH lists.
         """
 
     @abstractmethod

@@ -61,12 +61,26 @@ def run_layers(
     call = getattr(layers, "compiled_call", None)
     if tokens.device.type == "cpu" and torch.is_autocast_enabled("cpu") and call is None:
         return run_unpadded(layers, tokens, token_mask, first, checkpointing)
-    key_mask = None if token_mask is None else token_mask[:, None, None, :]
+    score_bias = None if token_mask is None else exclude_padding(token_mask, tokens)
     fused = tokens.device.type != "cpu" or tokens.shape[1] > EXPLICIT_ATTENTION_TOKENS
     for layer in layers:
         layer.attn.fused_attn = fused
-        tokens = (call or call_layer)(checkpointing, layer, tokens, key_mask)
+        tokens = (call or call_layer)(checkpointing, layer, tokens, score_bias)
     return tokens[:, first:]
+
+
+def exclude_padding(
+    token_mask: Bool[Tensor, "batch tokens"], tokens: Float[Tensor, "batch tokens width"]
+) -> Float[Tensor, "batch 1 1 tokens"]:
+    """What is added to attention scores, in attention's precision: 0 for real tokens, -inf for padding.
+
+    A boolean mask would not do: timm's explicit attention adds it up to 1.0.25, and padding takes part.
+    """
+    device = tokens.device.type
+    is_reduced = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if is_reduced else tokens.dtype
+    bias = torch.zeros(token_mask.shape, dtype=dtype, device=tokens.device)
+    return bias.masked_fill_(~token_mask, -torch.inf)[:, None, None, :]
 
 
 @torch.no_grad()

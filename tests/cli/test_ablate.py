@@ -10,7 +10,7 @@ import pytest
 
 from openjepa.ablate import Ablation, list_rows
 from openjepa.compare import Outcome, apply_changes, tabulate
-from openjepa.config import load_recipe
+from openjepa.config import changed_keys, load_recipe
 from openjepa.data.make_scenes import make_scenes
 from openjepa.masks import check_masks, measure_coverage
 
@@ -78,7 +78,7 @@ def test_runs_learn_from_images_without_labels(scenes: Path, tiny: Path, tmp_pat
     for file in sorted((scenes / "train").rglob("*.png"))[:60]:
         shutil.copy(file, tmp_path / "photos" / f"{file.parent.name}-{file.name}")
     of_pixels = tmp_path / "pixels.yaml"  # the seed's tables are of features whatever a recipe predicts
-    of_pixels.write_text(f"extends: {tiny}\nmethod: {{targets: pixels}}\n")
+    of_pixels.write_text(f"extends: {tiny}\nmethod: {{name: mae}}\nmomentum: {{start: 0.996}}\n")
     arguments = ["ablate", "masking", "--data", str(tmp_path / "photos"), "--recipe", str(of_pixels)]
     arguments += ["--out", str(tmp_path / "out"), "--steps", "2", "--seeds", "1"]
     without = run(*arguments, "--test", str(scenes / "test"))
@@ -88,7 +88,7 @@ def test_runs_learn_from_images_without_labels(scenes: Path, tiny: Path, tmp_pat
     assert found.returncode == 0, found.stderr
     facts = json.loads((tmp_path / "out" / "multi-block-0" / "run.json").read_text())
     assert (facts["data"], facts["num_images"]) == (str(tmp_path / "photos"), 60)
-    assert facts["recipe"]["method"]["targets"] == "features"
+    assert (facts["recipe"]["method"]["name"], facts["recipe"]["method"]["targets"]) == ("ijepa", "features")
     record = json.loads((tmp_path / "out" / "multi-block-0" / "outcome.json").read_text())
     assert (record["labels"], record["test"]) == (str(scenes / "train"), str(scenes / "test"))
 
@@ -98,7 +98,6 @@ def test_runs_learn_from_images_without_labels(scenes: Path, tiny: Path, tmp_pat
     [
         (["--steps", "2", "--minutes", "1"], "either --minutes or --steps"),
         ([], "either --minutes or --steps"),
-        (["--steps", "2", "--recipe", "mae_demo"], "the seed's ablations are of ijepa"),
         (["--steps", "2", "--test", "nowhere"], "nowhere"),
     ],
 )
@@ -127,6 +126,24 @@ def test_every_row_of_every_table_is_a_recipe_of_its_own(table: Ablation, recipe
     for row in made:
         check_masks(row.mask, row.grid)
     assert len({row.model_dump_json() for row in made}) == len(made)
+
+
+@pytest.mark.parametrize("recipe", ["demo", "paper_vit_base_16", "seed_vit_base_16", "small_10k"])
+def test_the_target_rows_differ_in_the_targets_alone(recipe: str) -> None:
+    """Pixels and their PCA are MAE's, with the same encoder, predictor, masks and images; features are I-JEPA's."""
+    base = load_recipe(recipe)
+    common = {"method.name": "ijepa", "method.targets": "features"}
+    made = {
+        row.variant.name: apply_changes(base, common | row.variant.changes, row.variant.name) for row in list_rows("target", base)
+    }
+    assert {name: (row.method.name, row.method.targets) for name, row in made.items()} == {
+        "pixels": ("mae", "pixels"), "normalised pixels": ("mae", "pixels"), "PCA of pixels": ("mae", "pca"),
+        "average-pooled features": ("ijepa", "pooled"), "patch features": ("ijepa", "features"),
+    }  # fmt: skip
+    assert [made[name].method.target_norm for name in ("pixels", "normalised pixels")] == ["none", "layer"]
+    for row in made.values():
+        assert {key.partition(".")[0] for key in changed_keys(base, row)} <= {"method", "momentum"}
+        assert (row.method.predict, row.method.loss) == (base.method.predict, base.method.loss)
 
 
 @pytest.mark.parametrize("recipe", ["demo", "paper_vit_base_16"])

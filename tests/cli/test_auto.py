@@ -53,8 +53,22 @@ def test_every_choice_is_printed_with_its_reason(printed: str):
     assert "docs/small-data.md" in lines["recipe"]
     assert "your flag, in place of 30" in lines["train.max_minutes"]
     assert "CPU" not in lines["train.max_minutes"]
-    for key in ("model.patch_size", "model.encoder", "optim.lr", "method.targets", "method.regularizer", "train.precision"):
+    for key in ("model.patch_size", "model.encoder", "optim.lr", "method.name", "method.regularizer", "train.precision"):
         assert len(lines[key].split()) > 3, lines[key]
+    assert lines["method.name"].split()[1] == "mae" and "--method.name ijepa" in lines["method.name"]
+
+
+def test_one_flag_makes_auto_predict_features(work: Path, printed: str):
+    """The flag that its words name; what is predicted follows from it, and is recorded."""
+    openjepa("pretrain", "My photos", "--recipe", "auto", *SHORT, "--method.name", "ijepa", "--out", "features", cwd=work)
+    method = json.loads((work / "features" / "run.json").read_text())["recipe"]["method"]
+    assert (method["name"], method["targets"]) == ("ijepa", "features")
+    pixels = json.loads((work / "runs" / "My-photos" / "run.json").read_text())["recipe"]["method"]
+    assert (pixels["name"], pixels["targets"]) == ("mae", "pixels")
+    both = ("--method.name", "ijepa", "--method.targets", "pixels")
+    refused = openjepa("pretrain", "My photos", "--recipe", "auto", *SHORT, *both, "--out", "no", check=False, cwd=work)
+    assert_refused(refused, "method.targets pixels", "--method.name mae")
+    assert not (work / "no").exists()
 
 
 def test_the_written_recipe_reads_back_to_the_same(work: Path, printed: str):

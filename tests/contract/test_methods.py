@@ -17,6 +17,15 @@ SHAPE = config.Model(width=32, depth=2, heads=2, patch_size=4, predictor_width=1
 SIZE, CHANNELS = (32, 40), 2
 UNEQUAL = config.Mask(sampler="union", num_contexts=3, context_scale=(0.05, 0.15), num_targets=2, target_scale=(0.05, 0.15))
 NUM_IMAGES = 6
+METRICS = {  # a run, its health and its report read these
+    "loss", "prediction_loss", "explained_variance", "explained_content", "content_frac", "context_tokens", "target_tokens"
+}  # fmt: skip
+SETTINGS = [
+    {}, {"target_norm": "none"}, {"target_norm": "batch"}, {"target_input": "patches"}, {"target_layers": 2},
+    {"targets": "pooled"}, {"targets": "pca", "target_norm": "none"},
+    *({"regularizer": term, "regularizer_weight": 0.5, "regularizer_on": place} for term in ("vicreg", "sigreg")
+      for place in ("pooled", "tokens", "predictions")),
+]  # fmt: skip
 
 pytestmark = pytest.mark.parametrize("name", METHODS)
 
@@ -52,10 +61,11 @@ def test_loss_and_metrics(name):
     images, masks = draw(method)
     loss, metrics = method(images, masks)
     assert loss.requires_grad
-    assert {"loss", "prediction_loss", "explained_variance", "context_tokens", "target_tokens"} <= metrics.keys()
+    assert metrics.keys() >= METRICS
     assert all(value.ndim == 0 and bool(value.isfinite()) and not value.requires_grad for value in metrics.values())
     assert metrics["loss"] == loss
     assert float(metrics["explained_variance"]) < 1
+    assert float(metrics["content_frac"]) >= 0
     assert float(metrics["context_tokens"]) == pytest.approx(float(masks.context_mask.sum()) / NUM_IMAGES)
     assert float(metrics["target_tokens"]) == pytest.approx(float(masks.target_mask.sum()) / NUM_IMAGES)
 
@@ -173,6 +183,33 @@ def test_a_batch_is_the_mean_over_target_tokens_of_its_images_alone(name, predic
         ]
     expected = sum(float(value) * tokens for value, tokens in alone) / sum(tokens for _, tokens in alone)
     assert float(whole) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_accumulation_is_refused_exactly_where_parts_are_not_the_batch(name, settings):
+    """The loss of a batch is the mean of its parts', by their real target tokens, or no recipe asks for parts."""
+    values = {"method": {"name": name} | settings, "data": {"batch_size": NUM_IMAGES}}
+    try:
+        config.build_recipe(values)
+    except ValueError:
+        return  # a setting of another method
+    whole, parts = make(name, **settings), make(name, **settings)
+    images, masks = draw(whole)
+    with torch.no_grad():
+        torch.manual_seed(1)
+        expected = float(whole(images, masks)[0])
+        torch.manual_seed(1)
+        losses = [float(parts(*part)[0]) for part in zip(images.split(2), masks.split(3), strict=True)]
+    tokens = [int(part.target_lengths.sum()) for part in masks.split(3)]
+    found = sum(loss * count for loss, count in zip(losses, tokens, strict=True)) / sum(tokens)
+    if found == pytest.approx(expected, rel=1e-5):
+        assert config.build_recipe(values | {"train": {"accumulation_steps": 3}})
+    else:
+        with pytest.raises(ValueError, match="train.accumulation_steps 3") as caught:
+            config.build_recipe(values | {"train": {"accumulation_steps": 3}})
+        key = next(key for key in ("targets", "regularizer", "target_norm") if key in settings)
+        assert f"method.{key} {settings[key]}" in str(caught.value)
+        assert "train.accumulation_steps 1" in str(caught.value) and "train.activation_checkpointing" in str(caught.value)
 
 
 def test_update_target_moves_the_target_encoder_alone(name):

@@ -1,12 +1,16 @@
 """Padding changes no result: an image alone and the same image in a batch of unequal contexts give the same numbers."""
 
+from functools import partial
+
 import pytest
 import torch
+from torch.nn import functional
 
 from openjepa.config import Mask, Method, Model
 from openjepa.masks import Masks, sample_masks
 from openjepa.methods import IJEPA
 from openjepa.nn import encoder
+from openjepa.nn.recompute import call_layer
 
 TINY = {"width": 32, "depth": 2, "heads": 2, "patch_size": 4, "predictor_width": 16, "predictor_depth": 2, "predictor_heads": 2}
 UNION = Mask(sampler="union", num_contexts=3, context_scale=(0.05, 0.15), num_targets=2, target_scale=(0.05, 0.15))
@@ -44,11 +48,48 @@ def test_an_image_alone_equals_it_in_a_batch(monkeypatch, mask, predict, target_
             torch.testing.assert_close(predictions[image, :, :blocks][real], predictions_alone[0][real], rtol=1e-4, atol=1e-5)
 
 
+def attend_by_adding(attention, tokens, attn_mask=None, **_):
+    """timm's explicit attention up to 1.0.25: whatever the mask is, it is added to the scores."""
+    width = tokens.shape[-1]
+    query, key, value = attention.qkv(tokens).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    scores = query @ key.transpose(-2, -1) * attention.scale
+    attended = (scores if attn_mask is None else scores + attn_mask).softmax(-1) @ value
+    return attention.proj(attended.transpose(1, 2).reshape(*tokens.shape[:2], width))
+
+
+def attend_fused(attention, tokens, attn_mask=None, **_):
+    """timm's fused attention: PyTorch reads the mask, and takes part in no addition of ours."""
+    query, key, value = attention.qkv(tokens).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask)
+    return attention.proj(attended.transpose(1, 2).reshape(tokens.shape))
+
+
+@pytest.mark.parametrize("attend", [attend_by_adding, attend_fused])
+@pytest.mark.parametrize("reduced", [False, True], ids=["fp32", "bf16"])
+def test_padding_takes_no_part_in_any_versions_attention(monkeypatch, attend, reduced):
+    """Real tokens come out the same whatever stands in padding, and as they do without it."""
+    torch.manual_seed(0)
+    layers = encoder.make_layers(32, 2, 2, 4.0)
+    layers.compiled_call = call_layer  # so that a CPU in reduced precision takes the padded path as well
+    for layer in layers:
+        monkeypatch.setattr(layer.attn, "forward", partial(attend, layer.attn))
+    mask = torch.arange(7) < torch.tensor([[7], [3], [5]])
+    tokens = torch.randn(3, 7, 32)
+    other = torch.where(mask[..., None], tokens, 50 * torch.randn(3, 7, 32))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=reduced):
+        first, second = (encoder.run_layers(layers, given, mask) for given in (tokens, other))
+        alone = [encoder.run_layers(layers, tokens[[row], : int(mask[row].sum())], None)[0] for row in range(3)]
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if reduced else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(first[mask], second[mask], rtol=0, atol=0)
+    torch.testing.assert_close(first[mask], torch.cat(alone), **tolerance)
+
+
+@pytest.mark.parametrize("target_input", ["image", "patches"])
 @pytest.mark.parametrize("mask", [UNION, Mask()], ids=["union", "multiblock"])
-def test_what_lies_in_padding_reaches_neither_loss_nor_gradients(mask):
+def test_what_lies_in_padding_reaches_neither_loss_nor_gradients(mask, target_input):
     """Moving the padded indices elsewhere changes nothing."""
     torch.manual_seed(0)
-    method = IJEPA((32, 32), 1, Model(**TINY), mask, Method())
+    method = IJEPA((32, 32), 1, Model(**TINY), mask, Method(target_input=target_input))
     images = torch.randn(5, 1, 32, 32)
     masks = sample_masks(mask, method.grid, 5, seed=3, step=0)
     assert not bool(masks.context_mask.all())

@@ -24,7 +24,7 @@ TARGET_NORM_EPS = 1e-5
 
 @dataclass(frozen=True)
 class Setup:
-    """What a step computes. The two recipes differ in the five switches at the end."""
+    """What a step computes. The two recipes differ in the five switches; the last one is ours, in neither."""
 
     grid: tuple[int, int]
     patch: int
@@ -35,6 +35,7 @@ class Setup:
     per_block: bool
     own_positions: bool
     smooth_l1: bool
+    batch_normed_targets: bool = False  # each position over the images of the batch
 
 
 @dataclass(frozen=True)
@@ -150,13 +151,16 @@ def forward(
     images: Tensor, contexts: list[Block], targets: list[list[Block]], weights: dict[str, Weights], setup: Setup
 ) -> Outputs:
     """One batch. images (B, channels, height, width), normalised; contexts[b] and targets[b][m] are lists of patches."""
-    whole, goals, seen, guesses = [], [], [], []
+    goals, seen, guesses = [], [], []
     everything = list(range(setup.grid[0] * setup.grid[1]))
-    for image, context_patches, blocks in zip(images, contexts, targets, strict=True):
+    with torch.no_grad():
+        whole = torch.stack([encode(image, everything, weights["target_encoder"], setup) for image in images])
+        spread = (whole - whole.mean(0)).square().mean(0)
+        standard = (whole - whole.mean(0)) / (spread + TARGET_NORM_EPS).sqrt() if setup.batch_normed_targets else whole
+    for image, tokens, context_patches, blocks in zip(images, standard, contexts, targets, strict=True):
         with torch.no_grad():
-            whole.append(encode(image, everything, weights["target_encoder"], setup))
             if setup.whole_image_targets:
-                goal = torch.cat([whole[-1][block] for block in blocks])
+                goal = torch.cat([tokens[block] for block in blocks])
             else:  # the seed: all target patches of the image together, and nothing else
                 union = sorted({patch for block in blocks for patch in block})
                 alone = encode(image, union, weights["target_encoder"], setup)
@@ -167,7 +171,7 @@ def forward(
         guesses += [predict(seen[-1], context_patches, asked, weights["predictor"], setup) for asked in passes]
     targets_of_batch, predictions = torch.cat(goals), torch.cat(guesses)
     loss = distance(predictions, targets_of_batch, setup)
-    return Outputs(torch.cat(whole), targets_of_batch, torch.cat(seen), predictions, loss)
+    return Outputs(whole.flatten(0, 1), targets_of_batch, torch.cat(seen), predictions, loss)
 
 
 class Learner:

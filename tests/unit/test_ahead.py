@@ -24,20 +24,21 @@ VALUES = {
         "predictor_depth": 2,
         "predictor_heads": 2,
     },
-    "train": {"accumulation_steps": 2, "device": "cpu"},
     "optim": {"clip_grad_norm": 1.0},
 }
 SMALL = {"sampler": "union", "context_scale": [0.05, 0.15], "target_scale": [0.05, 0.15]}
 RECIPES = {
-    "paper": {"method": {"regularizer": "sigreg", "regularizer_weight": 0.1}},
+    "paper": {"train": {"accumulation_steps": 2}},
+    "regularised": {"method": {"regularizer": "sigreg", "regularizer_weight": 0.1}},
     "batch-normed": {"method": {"target_norm": "batch", "regularizer": "vicreg", "regularizer_weight": 0.1}},
     "seed": {"mask": SMALL, "method": {"target_input": "patches", "predict": "joint", "loss": "mse"}},
-    "mae": {"method": {"name": "mae"}, "mask": SMALL | {"sampler": "random"}},
+    "mae": {"method": {"name": "mae"}, "mask": SMALL | {"sampler": "random"}, "train": {"accumulation_steps": 2}},
+    "pca": {"method": {"name": "mae", "targets": "pca", "target_norm": "none"}},
 }
 
 
 def make(name, device="cpu"):
-    recipe = build_recipe(VALUES | RECIPES[name] | {"train": VALUES["train"] | {"device": device}})
+    recipe = build_recipe(VALUES | RECIPES[name] | {"train": RECIPES[name].get("train", {}) | {"device": device}})
     images = torch.randint(0, 256, (6, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     masks = sample_masks(recipe.mask, recipe.grid, 6, seed=0, step=0)
     return make_trainer(recipe, [0.5], [0.25], 100, "fp32"), Batch(0, images, masks, torch.arange(6))

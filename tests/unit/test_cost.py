@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from openjepa.config import Mask, Method, Model
+from openjepa.build import make_method
+from openjepa.config import Mask, Method, Model, load_recipe
 from openjepa.masks import sample_masks
 from openjepa.methods import IJEPA
 from openjepa.methods.cost import count_flops
@@ -36,6 +37,20 @@ def test_the_count_is_what_one_image_takes(target_input, predict, positions):
     embed = 2 * (2 * 4 * 4) * 64
     not_kept = 2 * (120 - context) + (120 - targets if target_input == "patches" else 0)
     assert sum(flops.values()) == counter.get_total_flops() - not_kept * embed
+
+
+def test_mae_with_a_regulariser_pays_for_one_encoder_and_a_decoder():
+    """The recipe that auto starts from on a CPU; the regulariser's products count nothing, as losses do."""
+    recipe = load_recipe("small_10k")
+    method = make_method(recipe)
+    masks = sample_masks(recipe.mask, recipe.grid, 1, seed=0, step=0)
+    with FlopCounterMode(display=False) as counter, torch.autocast("cpu", dtype=torch.bfloat16):
+        predictions = method.predict(method.encode_context(torch.randn(1, 3, 64, 64), masks), masks)
+        predictions.sum().backward()
+    flops = count_flops(method, masks)
+    not_kept = 2 * (64 - int(masks.context_lengths.sum())) * 2 * (3 * 8 * 8) * 192
+    assert set(flops) == {"context", "predictor"}
+    assert sum(flops.values()) == counter.get_total_flops() - not_kept
 
 
 def test_parts_grow_as_they_should():

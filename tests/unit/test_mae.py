@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from openjepa.config import Mask, Method, Model, Momentum, changed_keys, load_recipe
+from openjepa.build import make_trainer
+from openjepa.config import Mask, Method, Model, Momentum, build_recipe, changed_keys, load_recipe
+from openjepa.data.loader import Batch
 from openjepa.masks import sample_masks
 from openjepa.methods import MAE
 from openjepa.nn.encoder import VisionTransformer
@@ -47,6 +49,40 @@ def test_targets_are_the_hidden_patches_pixels(target_norm):
             patch = image[:, top : top + 4, left : left + 4].numpy().astype(np.float64)
             expected = (patch - patch.mean()) / np.sqrt(patch.var(ddof=1) + 1e-6) if target_norm == "layer" else patch
             np.testing.assert_allclose(pixels.numpy(), expected.ravel(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("target_norm", "losses", "norms"),
+    [
+        ("layer", [1.143151044845581, 1.1335996389389038, 1.124436378479004],
+         [0.295686274766922, 0.2594796121120453, 0.24757303297519684]),
+        ("none", [2.061825752258301, 2.011565923690796, 1.976135015487671],
+         [0.45361214876174927, 0.40627336502075195, 0.4010979235172272]),
+    ],
+)  # fmt: skip
+def test_version_0_1s_pixels_of_ijepa_are_these_steps(target_norm, losses, norms):
+    """Losses and gradient norms of three steps that commit c501f71 took with method.name ijepa and method.targets pixels.
+
+    On the machine they were recorded on they are equal to the last bit.
+    """
+    shape = {"predictor_width": 12, "predictor_depth": 1, "predictor_heads": 2}
+    term = {"regularizer": "vicreg", "regularizer_weight": 0.3, "regularizer_on": "tokens"}
+    recipe = build_recipe({
+        "data": {"image_size": 24, "channels": 2, "batch_size": 6},
+        "model": {"width": 24, "depth": 2, "heads": 2, "patch_size": 4} | shape,
+        "mask": {"sampler": "random", "context_scale": [0.25, 0.4], "target_scale": [0.5, 0.6]},
+        "method": {"name": "mae", "target_norm": target_norm, "predict": "joint", "loss": "mse"} | term,
+        "optim": {"lr": 1.25e-3, "warmup_epochs": 0, "clip_grad_norm": 1.0},
+        "train": {"device": "cpu"},
+    })  # fmt: skip
+    trainer = make_trainer(recipe, [0.5, 0.4], [0.25, 0.2], 100, "fp32")
+    for step, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
+        generator = torch.Generator().manual_seed(step)
+        images = torch.randint(0, 256, (6, 2, 24, 24), dtype=torch.uint8, generator=generator)
+        masks = sample_masks(recipe.mask, recipe.grid, 6, seed=0, step=step)
+        record = trainer.step(Batch(step, images, masks, torch.arange(6)))
+        assert float(record.metrics["loss"]) == pytest.approx(loss, rel=1e-6)
+        assert float(record.grad_norm) == pytest.approx(norm, rel=1e-5)
 
 
 def test_patches_are_projected_as_by_the_convolution_that_the_weights_are_named_for():
