@@ -192,7 +192,7 @@ def find_healthy_rank(first: float, limit: int) -> float:
     """
     first = min(max(first, LEAST_UNTRAINED_RANK), limit)
     first_odds = (first - 1) / (limit + 1 - first)
-    odds = max(HEALTHY_ODDS * first_odds**ODDS_POWER, LEAST_GROWTH * first_odds)
+    odds: float = max(HEALTHY_ODDS * first_odds**ODDS_POWER, LEAST_GROWTH * first_odds)
     return 1 + limit * odds / (1 + odds)
 
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +55,8 @@ MIN_HEALTH_ROWS = 10  # a short run is measured more often than health.every_ste
 JUDGED_METRICS = ("loss", "explained_variance", "explained_content", "content_frac")  # of a step, that health rows repeat
 PACE_ROWS = 4  # the last health measurements, between which a step is timed for a plan anew
 SPEED_ROWS = 5  # logged steps after which a run first says how fast it is; the very first is left out, it warms up
+
+_peak = cache(measure_peak)  # the machine's, whichever run asks
 
 
 def describe_run(recipe: Recipe, source: ImageSource, initial: InitialWeights | None) -> dict[str, Any]:
@@ -147,7 +150,7 @@ class Run:
         self.trainer.schedules = replace(self.trainer.schedules, place=self.pace.place)
         if words := explain_precision(self.trainer.device, recipe.train.precision, facts["precision"]):
             self.say(words)
-        self.peak_flops = measure_peak(self.trainer.device, facts["precision"])
+        self.peak_flops = _peak(self.trainer.device, facts["precision"])
         self.speed_rows: list[dict[str, Any]] = []
         self.skipped_files = SkippedFiles(folder.skipped, len(source))
         self.signals = SignalCatcher()
