@@ -94,3 +94,28 @@ def test_a_cpu_places_each_item_when_it_is_asked_for():
 @pytest.mark.parametrize("truths", [[True, False], [False, False], [True]])
 def test_an_answer_is_what_was_asked(truths):
     assert Answer(torch.tensor(truths)).read() == truths
+
+
+EVEN = {"sampler": "random"}  # as many context patches in every image, and as many targets
+UNPADDED = {
+    "random, joint": {"mask": EVEN, "method": {"predict": "joint"}},
+    "random, per block": {"mask": EVEN, "method": {"predict": "per_block"}},
+    "mae": {"mask": EVEN, "method": {"name": "mae"}},
+}
+
+
+@pytest.mark.parametrize("name", [*UNPADDED, "paper"])
+def test_attention_gets_a_mask_only_where_something_is_padded(name, monkeypatch):
+    """Flash attention takes none."""
+    masks = []
+
+    def record(_checkpointing, layer, tokens, mask):
+        masks.append(mask)
+        return layer(tokens) if mask is None else layer(tokens, attn_mask=mask)
+
+    monkeypatch.setattr("openjepa.nn.encoder.call_layer", record)
+    monkeypatch.setitem(RECIPES, name, (RECIPES | UNPADDED)[name])
+    trainer, batch = make(name)
+    trainer.accumulate_gradients(batch)
+    assert len(masks) >= 8  # two parts, an encoder and a predictor of two layers at the least
+    assert any(mask is not None for mask in masks) == (name == "paper")
