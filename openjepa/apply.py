@@ -149,7 +149,7 @@ def evaluate_many(
     }  # fmt: skip
     records: list[dict[str, Any]] = []
     for name in encoders:
-        candidate = load_candidate(run, name, str(place), layers)
+        candidate = load_candidate(checkpoint, name, str(place), layers)  # the one that records name, though a run may go on
         sources = [open_labelled(spec, candidate.channels) for spec in (train, test)]
         features: list[Features] = [
             extract_features(candidate, source, device=str(place), label=f"{name}: {source.spec}") for source in sources

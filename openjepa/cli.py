@@ -392,6 +392,12 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(141)  # the reader of our output went away, as `| head` does
     except (ValueError, OSError, ArithmeticError) as error:
         _fail(str(error))
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):  # which PyTorch raises wherever the program is just then
+            raise
+        from openjepa.data.loader import WORKER_DIED
+
+        _fail(WORKER_DIED)
     except KeyboardInterrupt:
         _fail("interrupted", status=130)
     except Interrupted as stop:

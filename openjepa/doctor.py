@@ -15,6 +15,7 @@ from openjepa.build import find_normalization, measure_step, plan_steps
 from openjepa.config import Recipe
 from openjepa.data.loader import evaluation_batches
 from openjepa.data.look import look_at_header
+from openjepa.data.skipped import one_line
 from openjepa.data.sources import DecodeError, ImageSource, open_source
 from openjepa.data.variety import check_number, find_problems
 from openjepa.engine.precision import pick_device
@@ -75,7 +76,7 @@ def describe_data(source: ImageSource, sample_idx: Int64[np.ndarray, " sample"])
         yield "no labels: enough to pretrain; a probe needs class sub-folders"
     else:
         counts = np.bincount(source.labels, minlength=len(source.classes))
-        yield f"{len(source.classes)} classes of {counts.min()} to {counts.max()} images: {', '.join(source.classes[:10])}"
+        yield f"{len(source.classes)} classes of {counts.min()} to {counts.max()} images: {', '.join(map(one_line, source.classes[:10]))}"
     if sizes:
         heights, widths = zip(*sizes, strict=True)
         yield (

@@ -41,6 +41,7 @@ WORKER_DIED = (
     "a process that loads images has died, as happens where memory runs out; use fewer workers (data.workers, or "
     "--workers of pack) or a smaller data.batch_size"
 )
+SEMAPHORE_BYTES = 2**19  # that starting some dozen workers takes, generously
 LEAST_SHARED_BYTES = 2**30  # free: containers get 64 MB, and a batch of 2,048 images of 224 px takes 308
 
 Item = TypeVar("Item")
@@ -228,7 +229,9 @@ def stream_items(
 
     Closing the generator, or the end of the program, ends its workers. Raises ChildProcessError if one of them dies.
     """
-    by_value = workers > 0 and not _has_room()
+    if not _has_room(SEMAPHORE_BYTES):
+        workers = 0  # not even processes that share nothing can be started
+    by_value = workers > 0 and not _has_room(LEAST_SHARED_BYTES)
     loader = DataLoader(
         _ByValue(dataset) if by_value else dataset,
         batch_size=None,  # an item is a whole batch
@@ -243,12 +246,12 @@ def stream_items(
     return _close_at_exit(_raise_errors(loader))
 
 
-def _has_room() -> bool:
-    """Whether workers can hand tensors over in shared memory. Where it is full, a batch is lost, and awaited for ever."""
+def _has_room(needed: int) -> bool:
+    """Whether shared memory has this many bytes free. A batch that finds no room there is lost, and awaited for ever."""
     if not SHARED_MEMORY.is_dir():
         return True
     found = os.statvfs(SHARED_MEMORY)
-    return found.f_bavail * found.f_frsize >= LEAST_SHARED_BYTES
+    return found.f_bavail * found.f_frsize >= needed
 
 
 class _ByValue(Dataset[bytes]):
@@ -286,8 +289,8 @@ def _raise_errors(loader: DataLoader[Any]) -> Generator[Any, None, None]:
             item = next(items)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise ChildProcessError(WORKER_DIED) from None
         if isinstance(item, bytes):

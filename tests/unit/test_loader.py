@@ -98,7 +98,6 @@ def test_batches_come_by_value_where_shared_memory_is_small(tmp_path, monkeypatc
     source = open_source(str(tmp_path / "photos"), 1)
     alone = [*training_batches(source, SMALL, MASK, (14, 14), seed=1, start_step=0, total_steps=4)]
     monkeypatch.setattr(loader, "LEAST_SHARED_BYTES", 2**62)
-    assert not loader._has_room()
     settings = SMALL.model_copy(update={"workers": 2})
     shared = [*training_batches(source, settings, MASK, (14, 14), seed=1, start_step=0, total_steps=4)]
     for first, second in zip(alone, shared, strict=True):
