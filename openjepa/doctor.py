@@ -76,7 +76,8 @@ def describe_data(source: ImageSource, sample_idx: Int64[np.ndarray, " sample"])
         yield "no labels: enough to pretrain; a probe needs class sub-folders"
     else:
         counts = np.bincount(source.labels, minlength=len(source.classes))
-        yield f"{len(source.classes)} classes of {counts.min()} to {counts.max()} images: {', '.join(map(one_line, source.classes[:10]))}"
+        names = ", ".join(map(one_line, source.classes[:10]))
+        yield f"{len(source.classes)} classes of {counts.min()} to {counts.max()} images: {names}"
     if sizes:
         heights, widths = zip(*sizes, strict=True)
         yield (
