@@ -15,7 +15,6 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from openjepa.data.loader import evaluation_batches
 from openjepa.data.sources import ImageSource
 from openjepa.engine.precision import Precision, autocast
-from openjepa.nn.encoder import Encoder, EncoderOutput
+from openjepa.nn.encoder import Encoder, EncoderOutput, require_images
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -52,11 +51,10 @@ class RawPixels:
     size: tuple[int, int]
     channels: int
 
-    def __call__(
-        self, images: UInt8[Tensor, "batch channels height width"] | Float[Tensor, "batch channels height width"]
-    ) -> EncoderOutput:
-        """uint8 images, or float images in [0, 1]."""
-        scaled = images.float() / 255 if images.dtype == torch.uint8 else images
+    def __call__(self, images: Tensor) -> EncoderOutput:
+        """uint8 images, or float images in [0, 1]; ValueError as Encoder raises it."""
+        require_images(images)
+        scaled = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         return EncoderOutput(scaled.flatten(1), scaled.permute(0, 2, 3, 1))
 
 
