@@ -10,7 +10,7 @@ from typing import Any
 
 from openjepa.config import Recipe, changed_keys
 
-IGNORED = frozenset({"name", "description"})
+IGNORED = frozenset({"name", "description", "version"})
 _SHAPE = "the weights were made for the recorded value"
 _DRAWN = "it decides the first weights, which were drawn long ago"
 _PREDICTS = "the predictor was trained to predict something else"

@@ -33,7 +33,9 @@ from tests.parity import make_golden
 from tests.parity.equations import Learner, Rates, Setup
 
 FORWARD, GRADIENT, WEIGHT, SCHEDULE = 1e-5, 1e-4, 1e-5, 1e-9
-CHANGE = 1e-3  # of what a step changes in a weight: AdamW's epsilon makes 6e-4 of the rounding of a gradient near 0
+CHANGE = (
+    4e-3  # of what a step changes in a weight: AdamW's epsilon makes 6e-4 to 2e-3, by CPU, of the rounding of a gradient near 0
+)
 STANDARD_ERRORS = 4.5  # about 130 statistics are compared: one such table in a thousand would pass this by chance
 
 OUTPUTS = ("target_encoder_output", "targets", "context_output", "predictions")

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openjepa.health import judge
+from openjepa.health import RunFacts, judge
 from openjepa.records import RunFolder, from_json, read_json, to_json, write_json
 
 LOOK_ALIKES = ["NaN", "Infinity", "-Infinity", "~NaN", "~~-Infinity", "nan", "~", ""]
@@ -104,9 +104,9 @@ def test_pandas_reads_every_row_and_its_numbers(tmp_path: Path) -> None:
 def test_a_verdict_tells_nan_from_what_was_not_measured(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.append_metrics({"kind": "health", "step": 0, "effective_rank_pooled": 2.0})
-    absent = judge(folder.read_metrics("health")).label
+    absent = judge(folder.read_metrics("health"), RunFacts()).label
     folder.append_metrics({"kind": "health", "step": 1, "effective_rank_pooled": 2.0, "loss": math.nan})
-    assert (absent, judge(folder.read_metrics("health")).label) == ("too early", "diverging")
+    assert (absent, judge(folder.read_metrics("health"), RunFacts()).label) == ("too early", "diverging")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "[" * 100_000, '{"a": ' + "9" * 5000 + "}", "\xff"])
