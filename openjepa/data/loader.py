@@ -284,20 +284,24 @@ def _ignore_signals(_worker: int) -> None:
 
 def _raise_errors(loader: DataLoader[Any]) -> Generator[Any, None, None]:
     items = iter(loader)
-    while True:
-        try:
-            item = next(items)
-        except StopIteration:
-            return
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-                raise
-            raise ChildProcessError(WORKER_DIED) from None
-        if isinstance(item, bytes):
-            item = pickle.loads(item)  # noqa: S301 (our own worker's)
-        if isinstance(item, ValueError):
-            raise item
-        yield item
+    try:
+        while (item := _take(items)) is not None:
+            if isinstance(item, ValueError):
+                raise item
+            yield item
+    finally:
+        del items  # ends the workers, also where somebody keeps the traceback of an error
+
+
+def _take(items: Iterator[Any]) -> Any:
+    """The next item, None after the last. ChildProcessError if a worker has died."""
+    try:
+        item = next(items, None)
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        raise ChildProcessError(WORKER_DIED) from None
+    return pickle.loads(item) if isinstance(item, bytes) else item  # noqa: S301 (our own worker's)
 
 
 def _close_at_exit(batches: Generator[Item, None, None]) -> Generator[Item, None, None]:
