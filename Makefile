@@ -7,6 +7,9 @@
 PYTHON ?= python3
 READY := .venv/ready
 
+# Modules are compiled once and kept, whatever the caller's environment says: else every process compiles PyTorch again.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test lint setup clean
 
 demo: $(READY)
