@@ -105,6 +105,14 @@ class RunFolder:
         self.evals = self.path / "evals"
         self.report = self.path / "report.html"
 
+    def check_place(self) -> None:
+        """OSError if the folder cannot be created and written there. Creates nothing."""
+        nearest = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            raise NotADirectoryError(f"no run folder fits below {nearest}, which is a file; choose another --out")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(f"{nearest} is not yours to write; choose another --out")
+
     def exists(self) -> bool:
         """Whether a run was started here."""
         return self.run_json.is_file()

@@ -477,6 +477,7 @@ def pretrain(
         raise ValueError(f"{folder.path} already holds a run; add --resume to go on, or choose another --out")
     elif recipe is None:
         raise ValueError("a new run needs --recipe auto, NAME or FILE; `openjepa recipes` lists them")
+    folder.check_place()
     asked = recipe or recorded
     check_masks(asked.mask, asked.grid)
     if asked.train.fp8:

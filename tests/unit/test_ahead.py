@@ -117,5 +117,5 @@ def test_attention_gets_a_mask_only_where_something_is_padded(name, monkeypatch)
     monkeypatch.setitem(RECIPES, name, (RECIPES | UNPADDED)[name])
     trainer, batch = make(name)
     trainer.accumulate_gradients(batch)
-    assert len(masks) >= 8  # two parts, an encoder and a predictor of two layers at the least
+    assert masks
     assert any(mask is not None for mask in masks) == (name == "paper")
