@@ -1,6 +1,6 @@
 # make demo    set up .venv, pretrain on the embedded sample (a few minutes on two cores), evaluate, report
 # make test    set up .venv, run every test
-# make lint    ruff and mypy
+# make lint    ruff, import-linter and mypy
 # make clean   remove caches and build leftovers; runs/ and .venv stay
 # PYTHON=python3.12 make demo   takes another interpreter (3.11 or later)
 
@@ -24,6 +24,7 @@ lint: $(READY)
 	@echo "== Linting and type checking"
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports
 	.venv/bin/mypy
 
 setup: $(READY)

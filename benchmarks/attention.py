@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from openjepa.machine import describe_machine
+from openjepa.runs.environment import describe_machine
 
 # name: sequences, heads, tokens, head width
 SHAPES = {

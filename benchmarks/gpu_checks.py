@@ -24,21 +24,22 @@ from rich.console import Console
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
-from openjepa import train
-from openjepa.build import make_batches, make_trainer, measure_step
-from openjepa.config import Recipe, build_recipe, load_recipe
+from openjepa.commands.pretrain import pretrain
 from openjepa.data.loader import stream_items
 from openjepa.data.sources import ArraySource, open_source
-from openjepa.engine.ahead import wait_for
 from openjepa.engine.optim import momentum_where
-from openjepa.engine.pace import Pace
 from openjepa.engine.precision import choose_precision, measure_peak, measure_rate, pick_device
-from openjepa.machine import describe_machine, describe_versions
-from openjepa.memory import fit_memory, free_bytes
-from openjepa.monitor import Probe
+from openjepa.engine.prefetch import wait_for
+from openjepa.evals.probe import Probe
 from openjepa.nn.encoder import Encoder, normalise
-from openjepa.run import pretrain
-from openjepa.train import StepRecord, Trainer
+from openjepa.recipe.files import build_recipe, load_recipe
+from openjepa.recipe.sections import Recipe
+from openjepa.runs.environment import describe_machine, describe_versions
+from openjepa.training import trainer as train
+from openjepa.training.build import make_batches, make_trainer, measure_step
+from openjepa.training.memory import fit_memory, free_bytes
+from openjepa.training.pace import Pace
+from openjepa.training.trainer import StepRecord, Trainer
 
 DEVICE = pick_device(os.environ.get("DEVICE", "auto"))
 ON_GPU = DEVICE.type == "cuda"

@@ -25,14 +25,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from openjepa.build import make_method, make_trainer
-from openjepa.config import build_recipe, load_recipe
 from openjepa.data.loader import Batch
 from openjepa.engine.precision import choose_precision
-from openjepa.machine import describe_machine
 from openjepa.masks import sample_masks
 from openjepa.methods.cost import count_flops
+from openjepa.methods.make import make_method
 from openjepa.nn.encoder import make_layers, run_layers
+from openjepa.recipe.files import build_recipe, load_recipe
+from openjepa.runs.environment import describe_machine
+from openjepa.training.build import make_trainer
 
 BASE = {"width": 192, "depth": 4, "image_size": 224, "batch_size": 4}
 GROWN = {"image_size": (112, 160, 224, 320), "batch_size": (2, 4, 8, 16), "width": (96, 192, 384), "depth": (2, 4, 8)}

@@ -10,7 +10,7 @@ black images, targets of other images ...) is done here, by small subclasses, an
 
 The outcome of a run, by the rule of outcomes.py, needs labels: 20-NN accuracy of the trained context encoder, pooled, against
 that of the same encoder before its first step. 20-NN and not the linear probe, which standardises features and so undoes much of
-a collapse. A third of the colour cases, by a hash of their names, is held out: no limit of health.py was chosen on them.
+a collapse. A third of the colour cases, by a hash of their names, is held out: no limit of health/verdict.py was chosen on them.
 """
 
 from __future__ import annotations
@@ -35,19 +35,20 @@ from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor
 
-from openjepa import run
-from openjepa.apply import load_encoder, load_random_encoder
-from openjepa.config import Recipe, build_recipe
+from openjepa.commands import pretrain as run
 from openjepa.data.decode import Decoded, Picture, Pixels
-from openjepa.data.make_scenes import make_scenes
 from openjepa.data.pack import write_pack
+from openjepa.data.scenes.make import make_scenes
 from openjepa.data.sources import ImageSource, open_source
 from openjepa.evals import PROTOCOLS
 from openjepa.evals.features import extract_features
 from openjepa.masks import Masks
 from openjepa.methods import IJEPA, METHODS
 from openjepa.nn.encoder import Encoder, gather_tokens
-from openjepa.records import RunFolder, write_json
+from openjepa.recipe.files import build_recipe
+from openjepa.recipe.sections import Recipe
+from openjepa.runs.folder import RunFolder, write_json
+from openjepa.weights.load import load_encoder, load_random_encoder
 
 HELD_OUT = 3  # one case in so many
 CLIPART = Path(__file__).resolve().parents[2] / "shared" / "data" / "clipart"

@@ -40,7 +40,6 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from openjepa.config import Data, Mask
 from openjepa.data import views
 from openjepa.data.decode import Decoded, Picture
 from openjepa.data.loader import training_batches
@@ -48,6 +47,7 @@ from openjepa.data.pack import write_pack
 from openjepa.data.sample import SIDE_PX, load_sample
 from openjepa.data.sources import open_source
 from openjepa.data.views import evaluation_view, training_view
+from openjepa.recipe.sections import Data, Mask
 
 VIEW_PX = 224
 SETS = {  # width, height, grain in grey levels, number of files

@@ -17,13 +17,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from openjepa.choose import choose
-from openjepa.compare import Variant, apply_changes, compare, lengthen, measure_baselines, slug, tabulate
-from openjepa.config import AUTO, Recipe, changed_keys, load_recipe
+from openjepa.commands.auto import choose
+from openjepa.commands.compare import Variant, apply_changes, compare, lengthen, measure_baselines, slug, tabulate
 from openjepa.data.sources import name_held_out
 from openjepa.engine.precision import pick_device
-from openjepa.machine import describe_machine, describe_versions
-from openjepa.records import write_atomic
+from openjepa.recipe.edit import changed_keys
+from openjepa.recipe.files import AUTO, load_recipe
+from openjepa.recipe.sections import Recipe
+from openjepa.runs.environment import describe_machine, describe_versions
+from openjepa.runs.folder import write_atomic
 
 FASHION = "fashion-mnist:../shared/data/fashion-mnist:train"
 MULTIBLOCK = {

@@ -26,15 +26,16 @@ from typing import Any
 import timm
 import torch
 
-from openjepa.build import make_trainer
-from openjepa.config import Recipe, build_recipe, load_recipe
 from openjepa.data.loader import Batch
-from openjepa.engine.ahead import wait_for
 from openjepa.engine.precision import DTYPES, measure_peak
-from openjepa.machine import describe_machine
+from openjepa.engine.prefetch import wait_for
 from openjepa.masks import sample_masks
 from openjepa.methods.cost import count_flops
-from openjepa.train import Trainer
+from openjepa.recipe.files import build_recipe, load_recipe
+from openjepa.recipe.sections import Recipe
+from openjepa.runs.environment import describe_machine
+from openjepa.training.build import make_trainer
+from openjepa.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 PARTS = {"encode_targets": "target", "encode_context": "context", "predict": "predictor", "prediction_loss": "loss"}

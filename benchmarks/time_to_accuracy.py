@@ -19,11 +19,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.small_data import FASHION, list_rivals, open_recipe
-from openjepa.compare import Outcome, Variant, compare, lengthen, slug
+from openjepa.commands.compare import Outcome, Variant, compare, lengthen, slug
 from openjepa.data.sources import name_held_out
 from openjepa.engine.precision import pick_device
-from openjepa.machine import describe_machine, describe_versions
-from openjepa.records import RunFolder, write_atomic
+from openjepa.runs.environment import describe_machine, describe_versions
+from openjepa.runs.folder import RunFolder, write_atomic
 
 MARKS = (70, 75, 80, 85)  # per cent
 PROBE = ("sample:train", "sample:test")  # 10,000 labels and 2,000 test images: seconds a probe, not minutes

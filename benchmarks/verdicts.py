@@ -17,10 +17,10 @@ from pathlib import Path
 from scipy.stats import spearmanr
 
 from benchmarks.outcomes import has_exploded, is_right, name_outcome, tabulate_outcomes
-from openjepa.apply import evaluate_many
-from openjepa.health import RunFacts, judge, replay
-from openjepa.records import Row, RunFolder, read_json
-from openjepa.replay import replay_verdicts
+from openjepa.commands.evaluate import evaluate_many
+from openjepa.commands.health import replay_verdicts
+from openjepa.health.verdict import RunFacts, judge, replay
+from openjepa.runs.folder import Row, RunFolder, read_json
 
 SHARES = (0.1, 0.2, 0.3, 0.5, 1.0)
 SCORES = {

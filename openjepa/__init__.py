@@ -8,16 +8,19 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from openjepa.runs.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from openjepa.apply import embed, evaluate, load_encoder
-    from openjepa.bridge import export, import_weights
-    from openjepa.config import load_recipe
+    from openjepa.commands.convert import export, import_weights
+    from openjepa.commands.embed import embed
+    from openjepa.commands.evaluate import evaluate
+    from openjepa.commands.pretrain import pretrain
     from openjepa.data.sources import open_source
     from openjepa.methods.ijepa import IJEPA
     from openjepa.nn.encoder import Encoder
-    from openjepa.run import pretrain
+    from openjepa.recipe.files import load_recipe
+    from openjepa.weights.load import load_encoder
 
-__version__ = "0.1.0"
 __all__ = [
     "IJEPA", "Encoder", "embed", "evaluate", "export", "import_weights", "load_encoder", "load_recipe", "open_source", "pretrain",
 ]  # fmt: skip
@@ -25,14 +28,14 @@ __all__ = [
 _HOMES = {
     "IJEPA": "methods.ijepa",
     "Encoder": "nn.encoder",
-    "embed": "apply",
-    "evaluate": "apply",
-    "export": "bridge",
-    "import_weights": "bridge",
-    "load_encoder": "apply",
-    "load_recipe": "config",
+    "embed": "commands.embed",
+    "evaluate": "commands.evaluate",
+    "export": "commands.convert",
+    "import_weights": "commands.convert",
+    "load_encoder": "weights.load",
+    "load_recipe": "recipe.files",
     "open_source": "data.sources",
-    "pretrain": "run",
+    "pretrain": "commands.pretrain",
 }
 
 

@@ -17,21 +17,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from openjepa import config
-from openjepa.records import to_json
-from openjepa.signals import Interrupted
+from openjepa.recipe import files, sections
+from openjepa.runs.folder import to_json
+from openjepa.runs.stop import Interrupted
 
 if TYPE_CHECKING:
-    from openjepa.choose import Choice
+    from openjepa.commands.auto import Choice
 
 DataSpec = Annotated[Positional[str], arg(metavar="DATA")]
 RunPath = Annotated[Positional[str], arg(metavar="RUN")]
 EncoderName = Literal["context", "target"]
 
 
-def make_pretrain(base: config.Recipe, choices: Sequence[Choice] = ()) -> Callable[..., None]:
+def make_pretrain(base: sections.Recipe, choices: Sequence[Choice] = ()) -> Callable[..., None]:
     """The pretrain command with a recipe's values as the defaults of its flags; choices say how recipe auto came by them."""
-    method_defaults = config.leave_targets_open(base.method)
+    method_defaults = sections.leave_targets_open(base.method)
 
     def pretrain(
         images: DataSpec,
@@ -43,15 +43,15 @@ def make_pretrain(base: config.Recipe, choices: Sequence[Choice] = ()) -> Callab
         accept_changes: bool = False,
         probe_train: str | None = None,
         probe_test: str | None = None,
-        data: config.Data = base.data,
-        model: config.Model = base.model,
-        mask: config.Mask = base.mask,
-        method: config.Method = method_defaults,
-        optim: config.Optim = base.optim,
-        momentum: config.Momentum = base.momentum,
-        train: config.Train = base.train,
-        checkpoint: config.Checkpoint = base.checkpoint,
-        health: config.Health = base.health,
+        data: sections.Data = base.data,
+        model: sections.Model = base.model,
+        mask: sections.Mask = base.mask,
+        method: sections.Method = method_defaults,
+        optim: sections.Optim = base.optim,
+        momentum: sections.Momentum = base.momentum,
+        train: sections.Train = base.train,
+        checkpoint: sections.Checkpoint = base.checkpoint,
+        health: sections.Health = base.health,
     ) -> None:
         """Pretrain I-JEPA, or the recipe's method, on images and say whether it learns.
 
@@ -76,14 +76,14 @@ def make_pretrain(base: config.Recipe, choices: Sequence[Choice] = ()) -> Callab
             checkpoint: When the state is saved and what is kept.
             health: When the run measures itself.
         """
-        from openjepa.run import pretrain as run_pretrain
+        from openjepa.commands.pretrain import pretrain as run_pretrain
 
         sections = {
             "data": data, "model": model, "mask": mask, "method": method, "optim": optim, "momentum": momentum,
             "train": train, "checkpoint": checkpoint, "health": health,
         }  # fmt: skip
         values = base.model_dump() | {name: section.model_dump() for name, section in sections.items()}
-        resolved = config.build_recipe(values, where=f"recipe {base.name}")
+        resolved = files.build_recipe(values, where=f"recipe {base.name}")
         _print_choices(choices, resolved)
         folder = out or default_out(images)
         verdict = run_pretrain(
@@ -120,7 +120,7 @@ def evaluate(
         device: auto, cpu, cuda or cuda:N.
         json: Print the JSON line alone.
     """
-    from openjepa.apply import evaluate as measure
+    from openjepa.commands.evaluate import evaluate as measure
 
     record = measure(run, protocol, train, test, encoder, layers=layers, seed=seed, device=device)
     if not json:
@@ -142,7 +142,7 @@ def embed(
         layers: How many last layers the features are of, one after another.
         device: auto, cpu, cuda or cuda:N.
     """
-    from openjepa.apply import embed as write
+    from openjepa.commands.embed import embed as write
 
     rows = write(run, images, out, encoder, device, layers)
     print(f"{rows} rows in {out}")
@@ -165,7 +165,7 @@ def import_weights(
         heads: Attention heads, where neither the file nor the width tells.
         to_float32: Convert float16 or bfloat16 weights.
     """
-    from openjepa.bridge import import_weights as bring_in
+    from openjepa.commands.convert import import_weights as bring_in
 
     for line in bring_in(file, out, encoder=encoder, heads=heads, to_float32=to_float32):
         print(line)
@@ -182,8 +182,8 @@ def export(
         out: The file or, for hf, folder to write.
         encoder: Which encoder.
     """
-    from openjepa.bridge import FORMATS
-    from openjepa.bridge import export as write
+    from openjepa.commands.convert import FORMATS
+    from openjepa.commands.convert import export as write
 
     agreement = write(run, format, out, encoder=encoder)
     print(f"{encoder} encoder in {out}")
@@ -201,7 +201,7 @@ def masks(recipe: str, out: Path, seed: int = 0, batch_size: int = 256) -> None:
     """
     from openjepa.report.masks import draw_sheets, save_mask_picture
 
-    loaded = config.load_recipe(recipe)
+    loaded = files.load_recipe(recipe)
     grid = loaded.grid
     sheets, missing = draw_sheets(loaded.mask, grid, seed=seed, batch_size=batch_size)
     save_mask_picture(out, sheets, grid, title=loaded.name)
@@ -220,7 +220,7 @@ def report(run: RunPath, device: str = "auto") -> None:
         run: A run folder.
         device: auto, cpu, cuda or cuda:N; what computes the features that are drawn.
     """
-    from openjepa.summarize import write_report
+    from openjepa.commands.report import write_report
 
     print(write_report(run, device))
 
@@ -232,7 +232,7 @@ def health(run: RunPath, all: bool = False) -> None:
         run: A run folder.
         all: A line for every measurement, not only where the verdict changes.
     """
-    from openjepa.replay import replay_verdicts
+    from openjepa.commands.health import replay_verdicts
 
     for line in replay_verdicts(run, every=all):
         print(line)
@@ -245,11 +245,11 @@ def recipes(name: Annotated[Positional[str | None], arg(metavar="NAME")] = None)
         name: A shipped recipe's name or a YAML file.
     """
     if name is not None:
-        print(config.to_yaml(config.load_recipe(name)), end="")
+        print(files.to_yaml(files.load_recipe(name)), end="")
         return
-    print(f"{config.AUTO:24} Chosen for your images and this machine, with reasons: openjepa doctor DATA --recipe auto.")
-    for shipped in config.list_recipes():
-        print(f"{shipped:24} {config.load_recipe(shipped).description}")
+    print(f"{files.AUTO:24} Chosen for your images and this machine, with reasons: openjepa doctor DATA --recipe auto.")
+    for shipped in files.list_recipes():
+        print(f"{shipped:24} {files.load_recipe(shipped).description}")
 
 
 def doctor(images: DataSpec, recipe: str = "demo") -> None:
@@ -259,7 +259,7 @@ def doctor(images: DataSpec, recipe: str = "demo") -> None:
         images: A folder of images, sample:train, or fashion-mnist:FOLDER:train.
         recipe: auto, a shipped recipe's name or a YAML file.
     """
-    from openjepa.doctor import examine
+    from openjepa.commands.doctor import examine
 
     for line in examine(images, _choose_or_load(recipe, images)):
         print(line)
@@ -272,7 +272,7 @@ def bench(recipe: str = "demo", data: str = "sample:train") -> None:
         recipe: auto, a shipped recipe's name or a YAML file.
         data: Images to measure with: a folder, sample:train, or fashion-mnist:FOLDER:train.
     """
-    from openjepa.bench import measure_machine
+    from openjepa.commands.bench import measure_machine
 
     for line in measure_machine(data, _choose_or_load(recipe, data)):
         print(line, flush=True)
@@ -309,7 +309,7 @@ def demo(out: Path = Path("runs/demo"), minutes: float | None = None) -> None:
         out: The run folder to write; an earlier demo there is replaced.
         minutes: Training time; the demo recipe's if not given.
     """
-    from openjepa.demo import run_demo
+    from openjepa.commands.demo import run_demo
 
     run_demo(out, minutes)
 
@@ -326,7 +326,7 @@ def make_scenes(
         size: Pixels a side.
         seed: Of everything that is drawn.
     """
-    from openjepa.data.make_scenes import make_scenes as make
+    from openjepa.data.scenes.make import make_scenes as make
 
     make(out, train=train, test=test, size=size, seed=seed)
     print(f"{train} training and {test} test scenes in {out}")
@@ -359,13 +359,13 @@ def ablate(
         seeds: Runs of each row.
         jobs: Runs at the same time; they share the machine's cores.
     """
-    from openjepa.ablate import ablate as run_rows
+    from openjepa.commands.ablate import ablate as run_rows
     from openjepa.data.sources import name_held_out
 
     held_out = test or name_held_out(labels or data)
     if held_out is None:
         raise ValueError(f"no test images are known for {labels or data}; name them with --test")
-    base = config.load_recipe(recipe)
+    base = files.load_recipe(recipe)
     print(run_rows(
         table, base, data, held_out, out, seeds=seeds, labels=labels, minutes=minutes, steps=steps, jobs=jobs,
         note=lambda line: print(line, file=sys.stderr, flush=True),
@@ -417,23 +417,23 @@ def _named_only(command: Callable[..., Any]) -> Callable[[], None]:
     return stand_in
 
 
-def _base_recipe(arguments: list[str]) -> tuple[config.Recipe, Sequence[Choice]]:
+def _base_recipe(arguments: list[str]) -> tuple[sections.Recipe, Sequence[Choice]]:
     """The recipe whose values are pretrain's defaults, asked for or a resumed run's own, and the choices that made it."""
     if not arguments or arguments[0] != "pretrain" or _asks_help(arguments):
-        return config.Recipe(), ()
+        return sections.Recipe(), ()
     asked = _flag(arguments, "--recipe")
-    if "--resume" in arguments and asked in (None, config.AUTO):
-        from openjepa.records import RunFolder
+    if "--resume" in arguments and asked in (None, files.AUTO):
+        from openjepa.runs.folder import RunFolder
 
         folder = RunFolder(_flag(arguments, "--out") or default_out(_read_data(arguments)))
-        return config.build_recipe(folder.read_run()["recipe"], where=str(folder.run_json)), ()
-    if asked == config.AUTO:
-        from openjepa.choose import choose
+        return files.build_recipe(folder.read_run()["recipe"], where=str(folder.run_json)), ()
+    if asked == files.AUTO:
+        from openjepa.commands.auto import choose
 
         return choose(_read_data(arguments), _flag(arguments, "--train.device") or "auto")
     if asked is not None:
-        return config.load_recipe(asked), ()
-    shipped = ", ".join(config.list_recipes())
+        return files.load_recipe(asked), ()
+    shipped = ", ".join(files.list_recipes())
     raise ValueError(f"a new run needs --recipe auto, which chooses for the images, or --recipe NAME or FILE; shipped: {shipped}")
 
 
@@ -443,7 +443,7 @@ def _asks_help(arguments: list[str]) -> bool:
 
 def _read_data(arguments: list[str]) -> str:
     """DATA of a pretrain command: a first pass of its parser, whose answer does not depend on the flags' defaults."""
-    parser = make_pretrain(config.Recipe())
+    parser = make_pretrain(sections.Recipe())
 
     @functools.wraps(parser)
     def read(images: str, *_: Any, **__: Any) -> str:
@@ -459,21 +459,21 @@ def default_out(data: str) -> Path:
     return Path("runs") / (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run")
 
 
-def _choose_or_load(recipe: str, data: str) -> config.Recipe:
+def _choose_or_load(recipe: str, data: str) -> sections.Recipe:
     """A recipe by name or file; auto is chosen for the data, and its choices are printed."""
-    if recipe != config.AUTO:
-        return config.load_recipe(recipe)
-    from openjepa.choose import choose
+    if recipe != files.AUTO:
+        return files.load_recipe(recipe)
+    from openjepa.commands.auto import choose
 
     chosen, choices = choose(data)
     _print_choices(choices, chosen)
     return chosen
 
 
-def _print_choices(choices: Sequence[Choice], recipe: config.Recipe) -> None:
+def _print_choices(choices: Sequence[Choice], recipe: sections.Recipe) -> None:
     """The choices of recipe auto, a line each; a value that a flag has replaced is said to be."""
     if choices:
-        from openjepa.choose import word_choices
+        from openjepa.commands.auto import word_choices
 
         print(recipe.description)
         print("\n".join(word_choices(list(choices), recipe)), flush=True)

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from openjepa import build, train
-from openjepa.build import StepTime, measure_step
-from openjepa.config import build_recipe
 from openjepa.data.sources import open_source
-from openjepa.train import StepRecord, Trainer
+from openjepa.recipe.files import build_recipe
+from openjepa.training import build
+from openjepa.training import trainer as train
+from openjepa.training.build import StepTime, measure_step
+from openjepa.training.trainer import StepRecord, Trainer
 
 SOURCE = open_source("sample:test", 1)  # which nobody looks at
 

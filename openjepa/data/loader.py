@@ -25,11 +25,11 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from openjepa.config import Data, Mask
 from openjepa.data.decode import DecodeError
 from openjepa.data.sources import ArraySource, ImageSource
 from openjepa.data.views import View, evaluation_view, training_view
 from openjepa.masks import Masks, sample_masks
+from openjepa.recipe.sections import Data, Mask
 
 # What a generator is for: the second number of its seed.
 ORDER, VIEW, REPLACEMENT = 2, 3, 4

@@ -27,9 +27,9 @@ from torch.utils.data import Dataset
 
 from openjepa.data.decode import DecodeError, Picture, Pixels
 from openjepa.data.loader import stream_items
-from openjepa.data.packed import METADATA_KEY, PIXELS, SKIPPED, TABLE, VERSION
 from openjepa.data.skipped import one_line
 from openjepa.data.sources import ImageSource
+from openjepa.data.sources.packed import METADATA_KEY, PIXELS, SKIPPED, TABLE, VERSION
 from openjepa.data.views import cut
 
 PART_IMAGES = 16  # that a worker hands over at once

@@ -16,10 +16,10 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from openjepa.config import Data
 from openjepa.data.colour import blur, jitter_colour, solarize
 from openjepa.data.decode import DecodeError, Picture, Pixels
 from openjepa.data.sources import ImageSource
+from openjepa.recipe.sections import Data
 
 View = UInt8[np.ndarray, "channels view_height view_width"]
 Box = tuple[int | float, int | float, int | float, int | float]  # top, left, height and width in pixels

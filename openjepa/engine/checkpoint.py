@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openjepa.records import from_json, read_json, to_json, write_json
+from openjepa.runs.folder import from_json, read_json, to_json, write_json
 
 TEMPORARY = ".saving-"
 HEADER_BYTES_PER_TENSOR = 256  # generous: name, dtype, shape and offsets of a tensor take about 100 in the header

@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float64
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from openjepa.config import Optim
 from openjepa.engine.schedule import cosine_weight_decay
+from openjepa.recipe.sections import Optim
 
 
 def make_optimizer(method: nn.Module, num_layers: int, settings: Optim, fused: bool = False) -> AdamW:

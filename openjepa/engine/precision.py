@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from openjepa.engine.ahead import wait_for
+from openjepa.engine.prefetch import wait_for
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 Precision = Literal["bf16", "fp16", "fp32"]

@@ -9,6 +9,6 @@ from collections.abc import Callable
 from openjepa.evals.features import Features
 from openjepa.evals.knn import evaluate_knn
 from openjepa.evals.linear import evaluate_linear
-from openjepa.evals.result import Result
+from openjepa.evals.outcome import Result
 
 PROTOCOLS: dict[str, Callable[[Features, Features, int], Result]] = {"knn": evaluate_knn, "linear": evaluate_linear}

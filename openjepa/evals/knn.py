@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from openjepa.evals.features import Features
 from openjepa.evals.labels import pair_up
-from openjepa.evals.result import Result
+from openjepa.evals.outcome import Result
 
 NEIGHBOURS = 20  # DINO, appendix F: best over its models
 TEMPERATURE = 0.07  # Wu et al., section 3.4

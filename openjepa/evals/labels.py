@@ -16,7 +16,7 @@ from torch import Tensor
 
 from openjepa.data.sources import canonical_spec
 from openjepa.evals.features import Features, Integers
-from openjepa.evals.result import Result, bootstrap_interval
+from openjepa.evals.outcome import Result, bootstrap_interval
 
 MOST_NAMED = 5  # class names in an error
 

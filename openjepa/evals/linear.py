@@ -28,7 +28,7 @@ from torch.optim import LBFGS
 
 from openjepa.evals.features import Features
 from openjepa.evals.labels import pair_up
-from openjepa.evals.result import HOLD_OUT, Result
+from openjepa.evals.outcome import HOLD_OUT, Result
 
 # Fashion-MNIST, 10,000 labels: raw pixels do best at 1e-2, a random encoder, whose features are nearly parallel, at 1e-8.
 L2_STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from openjepa import config
 from openjepa.masks.blocks import Grid
 from openjepa.masks.masks import Masks
 from openjepa.masks.union import sample_union
+from openjepa.recipe import sections
 
 
-def sample_block(generator: np.random.Generator, grid: Grid, batch: int, settings: config.Mask) -> Masks:
+def sample_block(generator: np.random.Generator, grid: Grid, batch: int, settings: sections.Mask) -> Masks:
     """Masks of `batch` images, M = 1. Raises ValueError if no target block fits beside the smallest context."""
     return sample_union(generator, grid, batch, settings.model_copy(update={"num_contexts": 1, "num_targets": 1}))

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from openjepa import config
 from openjepa.masks.samplers import sample_masks
+from openjepa.recipe import sections
 
 Floats = npt.NDArray[np.float64]
 
@@ -42,7 +42,7 @@ class Coverage:
 
 
 def measure_coverage(
-    settings: config.Mask, grid: tuple[int, int], *, num_images: int = 1024, seed: int = 0, batch_size: int = 64
+    settings: sections.Mask, grid: tuple[int, int], *, num_images: int = 1024, seed: int = 0, batch_size: int = 64
 ) -> Coverage:
     """Coverage over num_images images, drawn as training steps of batch_size draw them.
 

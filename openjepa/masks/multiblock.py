@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from openjepa import config
 from openjepa.masks.blocks import (
     Bools,
     Grid,
@@ -27,9 +26,10 @@ from openjepa.masks.blocks import (
 )
 from openjepa.masks.masks import Masks
 from openjepa.masks.released import sample_released
+from openjepa.recipe import sections
 
 
-def sample_multiblock(generator: np.random.Generator, grid: Grid, batch: int, settings: config.Mask) -> Masks:
+def sample_multiblock(generator: np.random.Generator, grid: Grid, batch: int, settings: sections.Mask) -> Masks:
     """Masks of `batch` images. Raises ValueError if every target block is the whole grid."""
     if settings.fidelity == "released":
         return sample_released(generator, grid, batch, settings)
@@ -55,7 +55,7 @@ def sample_multiblock(generator: np.random.Generator, grid: Grid, batch: int, se
     return to_masks(*draw_images(batch, draw, reserve_corner))
 
 
-def _draw_target_shape(generator: np.random.Generator, grid: Grid, settings: config.Mask) -> tuple[Ints, Ints]:
+def _draw_target_shape(generator: np.random.Generator, grid: Grid, settings: sections.Mask) -> tuple[Ints, Ints]:
     """Height and width (1,) of the batch's target blocks, never the whole grid."""
     height, width = draw_shapes(generator, 1, grid, settings.target_scale, settings.target_aspect)
     if height[0] * width[0] < grid[0] * grid[1]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from openjepa import config
 from openjepa.masks.blocks import Grid, Ints, to_masks
 from openjepa.masks.masks import Masks
+from openjepa.recipe import sections
 
 
-def sample_random(generator: np.random.Generator, grid: Grid, batch: int, settings: config.Mask) -> Masks:
+def sample_random(generator: np.random.Generator, grid: Grid, batch: int, settings: sections.Mask) -> Masks:
     """Masks of `batch` images. Raises ValueError if the smallest context and target shares exceed the grid."""
     num_patches = grid[0] * grid[1]
     smallest_context, largest_context = _to_patches(settings.context_scale, num_patches)

@@ -13,9 +13,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from openjepa import config
 from openjepa.masks.blocks import Grid, Ints, Range, Rectangles, to_masks
 from openjepa.masks.masks import Masks
+from openjepa.recipe import sections
 
 # A context must keep more patches than this: the release's default. Its ImageNet configurations say 10, which makes no
 # difference at 14 x 14, where contexts keep 31 or more.
@@ -24,7 +24,7 @@ MIN_KEEP_PATCHES = 4
 MOVES = 20
 
 
-def sample_released(generator: np.random.Generator, grid: Grid, batch: int, settings: config.Mask) -> Masks:
+def sample_released(generator: np.random.Generator, grid: Grid, batch: int, settings: sections.Mask) -> Masks:
     """Masks of `batch` images, no padding. Raises ValueError where the release would try forever."""
     _refuse_small_blocks(grid, settings)
     target_shape = _to_shape(generator.random(1), grid, settings.target_scale, settings.target_aspect)
@@ -66,7 +66,7 @@ def _place(generator: np.random.Generator, shape: tuple[int, ...], height: Ints,
 
 
 @lru_cache(maxsize=64)
-def _refuse_small_blocks(grid: Grid, settings: config.Mask) -> None:
+def _refuse_small_blocks(grid: Grid, settings: sections.Mask) -> None:
     for key, scale, aspect in (
         ("context_scale", settings.context_scale, settings.context_aspect),
         ("target_scale", settings.target_scale, settings.target_aspect),

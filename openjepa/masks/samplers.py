@@ -11,14 +11,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from openjepa import config
 from openjepa.masks.block import sample_block
 from openjepa.masks.masks import Masks
 from openjepa.masks.multiblock import sample_multiblock
 from openjepa.masks.random import sample_random
 from openjepa.masks.union import sample_union
+from openjepa.recipe import sections
 
-Sampler = Callable[[np.random.Generator, tuple[int, int], int, config.Mask], Masks]
+Sampler = Callable[[np.random.Generator, tuple[int, int], int, sections.Mask], Masks]
 
 SAMPLERS: dict[str, Sampler] = {
     "multiblock": sample_multiblock,
@@ -31,7 +31,7 @@ SAMPLERS: dict[str, Sampler] = {
 PURPOSE = 1
 
 
-def sample_masks(settings: config.Mask, grid: tuple[int, int], batch: int, *, seed: int, step: int, rank: int = 0) -> Masks:
+def sample_masks(settings: sections.Mask, grid: tuple[int, int], batch: int, *, seed: int, step: int, rank: int = 0) -> Masks:
     """Masks of `batch` images on a grid of (rows, columns) patches.
 
     Raises ValueError, like check_masks, if there is no such sampler or the settings cannot work on the grid.
@@ -41,7 +41,7 @@ def sample_masks(settings: config.Mask, grid: tuple[int, int], batch: int, *, se
     return _find_sampler(settings, grid)(generator, (grid[0], grid[1]), batch, settings)
 
 
-def check_masks(settings: config.Mask, grid: tuple[int, int]) -> None:
+def check_masks(settings: sections.Mask, grid: tuple[int, int]) -> None:
     """Raise ValueError, with the numbers and the fix, if these settings can give no masks on this grid.
 
     Draws one image: each sampler refuses what cannot work, whatever the draw.
@@ -49,7 +49,7 @@ def check_masks(settings: config.Mask, grid: tuple[int, int]) -> None:
     sample_masks(settings, grid, 1, seed=0, step=0)
 
 
-def _find_sampler(settings: config.Mask, grid: tuple[int, int]) -> Sampler:
+def _find_sampler(settings: sections.Mask, grid: tuple[int, int]) -> Sampler:
     name = settings.sampler
     if name not in SAMPLERS:
         near = difflib.get_close_matches(name, SAMPLERS, n=1, cutoff=0.0)[0]

@@ -14,7 +14,6 @@ from functools import lru_cache
 
 import numpy as np
 
-from openjepa import config
 from openjepa.masks.blocks import (
     Bools,
     Grid,
@@ -31,9 +30,10 @@ from openjepa.masks.blocks import (
     to_masks,
 )
 from openjepa.masks.masks import Masks
+from openjepa.recipe import sections
 
 
-def sample_union(generator: np.random.Generator, grid: Grid, batch: int, settings: config.Mask) -> Masks:
+def sample_union(generator: np.random.Generator, grid: Grid, batch: int, settings: sections.Mask) -> Masks:
     """Masks of `batch` images. Raises ValueError if not even the smallest context leaves room for the target blocks."""
     _refuse_crowding(grid, settings)
 
@@ -52,13 +52,13 @@ def sample_union(generator: np.random.Generator, grid: Grid, batch: int, setting
     return to_masks(*draw_images(batch, draw, reserve_corner))
 
 
-def _draw_contexts(generator: np.random.Generator, grid: Grid, num_images: int, settings: config.Mask) -> Rectangles:
+def _draw_contexts(generator: np.random.Generator, grid: Grid, num_images: int, settings: sections.Mask) -> Rectangles:
     """Context rectangles, arrays (num_images, num_contexts)."""
     shape = (num_images, settings.num_contexts)
     return place(generator, *draw_shapes(generator, shape, grid, settings.context_scale, settings.context_aspect), grid)
 
 
-def _draw_targets(generator: np.random.Generator, context: Bools, settings: config.Mask) -> Bools:
+def _draw_targets(generator: np.random.Generator, context: Bools, settings: sections.Mask) -> Bools:
     """Target blocks (B, M, h, w) beside the contexts (B, h, w); a block for which there is no room stays empty."""
     num_images, *sides = context.shape
     grid = (sides[0], sides[1])
@@ -76,7 +76,7 @@ def _draw_targets(generator: np.random.Generator, context: Bools, settings: conf
     return targets
 
 
-def _line_up_targets(generator: np.random.Generator, grid: Grid, num_images: int, settings: config.Mask) -> Bools:
+def _line_up_targets(generator: np.random.Generator, grid: Grid, num_images: int, settings: sections.Mask) -> Bools:
     """Target blocks (num_images, M, h, w), each adding a patch to the earlier ones, none on the bottom right patch.
 
     The blocks' bottom right patches differ and rise in row-major order, so no earlier block covers a later one's.
@@ -103,7 +103,7 @@ def _ends(grid: Grid, heights: Ints, widths: Ints) -> Bools:
 
 
 @lru_cache(maxsize=64)
-def _refuse_crowding(grid: Grid, settings: config.Mask) -> None:
+def _refuse_crowding(grid: Grid, settings: sections.Mask) -> None:
     """ValueError if no draw can hold a context and num_targets blocks that each add a patch beside it.
 
     The most room is left when all context rectangles lie on one another in a corner; there, as many blocks can be

@@ -1,8 +1,8 @@
 """One file, one paper, one contract (`Method`). METHODS makes them from the image's size and channels and recipe sections."""
 
+from openjepa.methods.contract import Method
 from openjepa.methods.ijepa import IJEPA
 from openjepa.methods.mae import MAE
-from openjepa.methods.method import Method
 
 __all__ = ["IJEPA", "MAE", "METHODS", "Method"]
 

@@ -15,7 +15,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from openjepa.masks import Masks
-from openjepa.methods.method import Method
+from openjepa.methods.contract import Method
 
 TRAINED = 3  # forward, gradients of the inputs, gradients of the weights: each a product of the same size
 

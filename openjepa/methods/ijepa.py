@@ -18,14 +18,14 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 from torch.nn import functional
 
-from openjepa import config
 from openjepa.masks import Masks, sample_masks
-from openjepa.methods.method import Method, Metrics
+from openjepa.methods.contract import Method, Metrics
 from openjepa.methods.regularizers import mean_tokens, regularize
 from openjepa.nn.ema import update_target
 from openjepa.nn.encoder import VisionTransformer, gather_tokens
 from openjepa.nn.predictor import Predictor
 from openjepa.nn.recompute import Checkpointing
+from openjepa.recipe import sections
 
 
 class IJEPA(Method):
@@ -35,14 +35,14 @@ class IJEPA(Method):
         self,
         image_size: tuple[int, int] = (224, 224),
         channels: int = 3,
-        model: config.Model | None = None,
-        mask: config.Mask | None = None,
-        method: config.Method | None = None,
+        model: sections.Model | None = None,
+        mask: sections.Mask | None = None,
+        method: sections.Method | None = None,
         checkpointing: Checkpointing = "none",
     ) -> None:
         """image_size: height and width in pixels. Sections left out take the defaults, which are the paper's ViT-B/16."""
         super().__init__()
-        model, self.mask, self.settings = model or config.Model(), mask or config.Mask(), method or config.Method()
+        model, self.mask, self.settings = model or sections.Model(), mask or sections.Mask(), method or sections.Method()
         assert self.settings.targets in ("features", "pooled"), self.settings
         self.context_encoder = VisionTransformer(
             image_size, model.patch_size, channels, model.encoder_shape,

@@ -18,15 +18,15 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openjepa import config
 from openjepa.masks import Masks, sample_masks
+from openjepa.methods.contract import Method, Metrics
 from openjepa.methods.ijepa import explain_variance
-from openjepa.methods.method import Method, Metrics
 from openjepa.methods.regularizers import regularize
 from openjepa.methods.targets import PixelTargets
 from openjepa.nn.encoder import VisionTransformer
 from openjepa.nn.predictor import Predictor
 from openjepa.nn.recompute import Checkpointing
+from openjepa.recipe import sections
 
 
 class MAE(Method):
@@ -36,14 +36,18 @@ class MAE(Method):
         self,
         image_size: tuple[int, int] = (224, 224),
         channels: int = 3,
-        model: config.Model | None = None,
-        mask: config.Mask | None = None,
-        method: config.Method | None = None,
+        model: sections.Model | None = None,
+        mask: sections.Mask | None = None,
+        method: sections.Method | None = None,
         checkpointing: Checkpointing = "none",
     ) -> None:
         """image_size: height and width in pixels. The paper's ViT-B/16 is the recipe mae_vit_base_16."""
         super().__init__()
-        model, self.mask, self.settings = model or config.Model(), mask or config.Mask(), method or config.Method(name="mae")
+        model, self.mask, self.settings = (
+            model or sections.Model(),
+            mask or sections.Mask(),
+            method or sections.Method(name="mae"),
+        )
         assert self.settings.targets in ("pixels", "pca"), self.settings
         self.context_encoder = VisionTransformer(
             image_size, model.patch_size, channels, model.encoder_shape,
@@ -124,6 +128,6 @@ class MAE(Method):
 
 
 def _leave_out_target_encoder(_mae: nn.Module, weights: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Version 0.1 had pixels as targets of I-JEPA: its checkpoints hold a target encoder for nothing (config.migrate)."""
+    """Version 0.1 had pixels as targets of I-JEPA: its checkpoints hold a target encoder for nothing (files.migrate)."""
     for name in [name for name in weights if name.startswith(f"{prefix}target_encoder.")]:
         del weights[name]

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from openjepa import config
 from openjepa.nn.encoder import gather_tokens, patchify
+from openjepa.recipe import sections
 
 COMPONENTS_FRAC = 0.25  # of a patch's pixels; of Fashion-MNIST's 4 x 4 patches four components hold 92 % of the variance
 FITTED_ROWS = 2**14  # patches at a time: 100 MB of float64 where a patch has 768 values
@@ -28,7 +28,7 @@ class PixelTargets(nn.Module):
     centre: Tensor
     is_fitted: Tensor
 
-    def __init__(self, settings: config.Method, patch_size: int, channels: int) -> None:
+    def __init__(self, settings: sections.Method, patch_size: int, channels: int) -> None:
         """patch_size in pixels."""
         super().__init__()
         self.patch_size, self.normalise = patch_size, settings.target_norm == "layer"

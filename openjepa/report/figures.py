@@ -15,10 +15,10 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-from openjepa.records import Row
 from openjepa.report import svg
 from openjepa.report.tables import ProbeTable
 from openjepa.report.words import TONES
+from openjepa.runs.folder import Row
 
 SMOOTH_FRAC = 0.05  # share of a run that the smoothed loss averages over
 MAX_LABEL = 24  # letters; a longer name is cut in the chart and whole in the table

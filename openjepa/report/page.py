@@ -16,11 +16,11 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from openjepa.config import build_recipe
-from openjepa.records import Row, RunFolder, read_json, write_atomic
+from openjepa.recipe.files import build_recipe
 from openjepa.report import figures, pictures, tables, words
 from openjepa.report.masks import MaskSheet, draw_sheet
 from openjepa.report.pictures import Pictures
+from openjepa.runs.folder import Row, RunFolder, read_json, write_atomic
 
 NUM_SKIPPED_SHOWN = 10
 

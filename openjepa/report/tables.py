@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from openjepa.records import Row
+from openjepa.runs.folder import Row
 
 ENCODERS = {"pixels": "Raw pixels", "random": "Random encoder", "context": "Context encoder", "target": "Target encoder"}
 PROTOCOLS = {"knn": "20-NN", "linear": "Linear probe"}

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from openjepa.records import Row
 from openjepa.report.tables import ProbeTable, Score, median_wait
+from openjepa.runs.folder import Row
 
 MAX_WAIT_FRAC = 0.2  # above this, decoding rather than arithmetic sets the pace
 TONES = {"healthy": "good", "collapsed": "bad", "collapsing": "bad", "diverging": "bad"}

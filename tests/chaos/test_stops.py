@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openjepa.replay import replay_verdicts
+from openjepa.commands.health import replay_verdicts
 
 FLAGS = (
     "--recipe", "demo", "--train.max-minutes", "None", "--train.max-steps", "2000", "--train.log-every-steps", "1",

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from openjepa.ablate import Ablation, list_rows
-from openjepa.compare import Outcome, apply_changes, tabulate
-from openjepa.config import changed_keys, load_recipe
-from openjepa.data.make_scenes import make_scenes
+from openjepa.commands.ablate import Ablation, list_rows
+from openjepa.commands.compare import Outcome, apply_changes, tabulate
+from openjepa.data.scenes.make import make_scenes
 from openjepa.masks import check_masks, measure_coverage
+from openjepa.recipe.edit import changed_keys
+from openjepa.recipe.files import load_recipe
 
 STEPS, SEEDS = 2, 2
 

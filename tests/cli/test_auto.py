@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from openjepa.config import build_recipe, load_recipe
+from openjepa.recipe.files import build_recipe, load_recipe
 from tests.cli.test_commands import assert_refused, openjepa
 from tests.messy_folder import draw_picture
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openjepa import apply
 from openjepa.cli import main
-from openjepa.summarize import write_report
+from openjepa.commands import evaluate as apply
+from openjepa.commands.report import write_report
 from tests.cli.test_commands import assert_refused, openjepa
 
 TINY = (

@@ -87,7 +87,7 @@ def test_what_cannot_run_is_refused_before_anything_is_written(
 
 
 def test_doctor_warns_of_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    from openjepa import doctor
+    from openjepa.commands import doctor
 
     monkeypatch.setattr(doctor, "MEASURED_S", 0.1)
     photos = write_folder(tmp_path / "photos", draw(1) * 12)

@@ -15,12 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from openjepa import apply, config
-from openjepa.build import make_method, make_trainer
 from openjepa.cli import main
+from openjepa.commands import evaluate as apply
 from openjepa.engine.checkpoint import load_checkpoint, save_checkpoint
 from openjepa.engine.optim import state_tensors
 from openjepa.methods import MAE
+from openjepa.methods.make import make_method
+from openjepa.recipe import files, sections
+from openjepa.training.build import make_trainer
 
 RECIPE: dict[str, Any] = json.loads("""
 {"name": "small_10k", "description": "About 10,000 images",
@@ -61,7 +63,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def old(request: pytest.FixtureRequest, photos: Path, tmp_path: Path) -> Path:
     """A run folder after 2 of 4 steps, as version 0.1 wrote it."""
     folder, recorded = tmp_path / "old", {"pixels": RECIPE, "pca": PCA}[request.param]
-    trainer = make_trainer(config.build_recipe(recorded), [0.5], [0.25], 4, "fp32")
+    trainer = make_trainer(files.build_recipe(recorded), [0.5], [0.25], 4, "fp32")
     method, optimizer = trainer.method, trainer.optimizer
     if request.param == "pca":
         masks_of_all = torch.arange(16).expand(8, 1, 16)
@@ -100,11 +102,11 @@ def test_its_method_is_mae_with_its_weights(old: Path):
     trained = apply.load_method(file)
     tensors, _ = load_checkpoint(file, prefix="method.")
     assert isinstance(trained.method, MAE)
-    assert trained.recipe.momentum == config.Momentum()
+    assert trained.recipe.momentum == sections.Momentum()
     ours = trained.method.state_dict()
     assert ours.keys() == {name.removeprefix("method.") for name in tensors if "target_encoder" not in name}
     assert all(torch.equal(value, tensors[f"method.{name}"]) for name, value in ours.items())
-    assert config.load_recipe(old / "recipe.yaml") == trained.recipe
+    assert files.load_recipe(old / "recipe.yaml") == trained.recipe
 
 
 def test_weights_of_another_name_are_still_refused(old: Path):
@@ -142,5 +144,5 @@ def test_a_run_goes_on(old: Path, photos: Path):
     tensors, info = load_checkpoint(old / "checkpoints" / "step-00000004.safetensors")
     assert info["step"] == 4
     assert not any("target_encoder" in name for name in tensors)
-    recipe = config.build_recipe(info["recipe"])
+    recipe = files.build_recipe(info["recipe"])
     assert (recipe.method.name, recipe.version) == ("mae", 2)

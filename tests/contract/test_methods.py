@@ -8,14 +8,14 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from openjepa import config
 from openjepa.masks import sample_masks
 from openjepa.methods import METHODS, Method
 from openjepa.nn.encoder import VisionTransformer, make_layers
+from openjepa.recipe import files, sections
 
-SHAPE = config.Model(width=32, depth=2, heads=2, patch_size=4, predictor_width=16, predictor_depth=2, predictor_heads=2)
+SHAPE = sections.Model(width=32, depth=2, heads=2, patch_size=4, predictor_width=16, predictor_depth=2, predictor_heads=2)
 SIZE, CHANNELS = (32, 40), 2
-UNEQUAL = config.Mask(sampler="union", num_contexts=3, context_scale=(0.05, 0.15), num_targets=2, target_scale=(0.05, 0.15))
+UNEQUAL = sections.Mask(sampler="union", num_contexts=3, context_scale=(0.05, 0.15), num_targets=2, target_scale=(0.05, 0.15))
 NUM_IMAGES = 6
 METRICS = {  # a run, its health and its report read these
     "loss", "prediction_loss", "explained_variance", "explained_content", "content_frac", "context_tokens", "target_tokens"
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.parametrize("name", METHODS)
 
 def make(name, seed=0, checkpointing="none", **settings) -> Method:
     torch.manual_seed(seed)
-    return METHODS[name](SIZE, CHANNELS, SHAPE, UNEQUAL, config.Method(name=name, **settings), checkpointing)
+    return METHODS[name](SIZE, CHANNELS, SHAPE, UNEQUAL, sections.Method(name=name, **settings), checkpointing)
 
 
 def draw(method, num_images=NUM_IMAGES):
@@ -52,8 +52,8 @@ def assert_same(first, second):
 
 
 def test_a_recipe_can_name_it(name):
-    assert set(METHODS) == set(typing.get_args(config.Method.model_fields["name"].annotation))
-    assert config.build_recipe({"method": {"name": name}}).method.name == name
+    assert set(METHODS) == set(typing.get_args(sections.Method.model_fields["name"].annotation))
+    assert files.build_recipe({"method": {"name": name}}).method.name == name
 
 
 def test_loss_and_metrics(name):
@@ -86,7 +86,7 @@ def test_gradients_reach_every_trainable_weight_and_no_other(name):
     for weight_name, weight in method.named_parameters():
         reached = weight.grad is not None and bool(weight.grad.abs().sum() > 0)
         assert reached == weight.requires_grad, weight_name
-        if weight.requires_grad:  # engine/optim.py and apply.py go by these names
+        if weight.requires_grad:  # engine/optim.py and weights/load.py go by these names
             assert weight_name.startswith(("context_encoder.", "predictor.")), weight_name
 
 
@@ -190,7 +190,7 @@ def test_accumulation_is_refused_exactly_where_parts_are_not_the_batch(name, set
     """The loss of a batch is the mean of its parts', by their real target tokens, or no recipe asks for parts."""
     values = {"method": {"name": name} | settings, "data": {"batch_size": NUM_IMAGES}}
     try:
-        config.build_recipe(values)
+        files.build_recipe(values)
     except ValueError:
         return  # a setting of another method
     whole, parts = make(name, **settings), make(name, **settings)
@@ -203,10 +203,10 @@ def test_accumulation_is_refused_exactly_where_parts_are_not_the_batch(name, set
     tokens = [int(part.target_lengths.sum()) for part in masks.split(3)]
     found = sum(loss * count for loss, count in zip(losses, tokens, strict=True)) / sum(tokens)
     if found == pytest.approx(expected, rel=1e-5):
-        assert config.build_recipe(values | {"train": {"accumulation_steps": 3}})
+        assert files.build_recipe(values | {"train": {"accumulation_steps": 3}})
     else:
         with pytest.raises(ValueError, match="train.accumulation_steps 3") as caught:
-            config.build_recipe(values | {"train": {"accumulation_steps": 3}})
+            files.build_recipe(values | {"train": {"accumulation_steps": 3}})
         key = next(key for key in ("targets", "regularizer", "target_norm") if key in settings)
         assert f"method.{key} {settings[key]}" in str(caught.value)
         assert "train.accumulation_steps 1" in str(caught.value) and "train.activation_checkpointing" in str(caught.value)

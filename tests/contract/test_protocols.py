@@ -9,7 +9,7 @@ import pytest
 
 from openjepa.evals import PROTOCOLS
 from openjepa.evals.features import Features
-from openjepa.evals.result import Result
+from openjepa.evals.outcome import Result
 
 CLASSES = ["ant", "bee", "cat", "dog"]
 

@@ -7,11 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openjepa.build import make_method, make_schedules, plan_steps
-from openjepa.choose import SMALL, VIEWS, MachineLook, choose_recipe, word_choices
-from openjepa.config import Recipe, build_recipe, changed_keys, list_recipes, load_recipe, to_yaml
-from openjepa.data.look import DataLook
+from openjepa.commands.auto import SMALL, VIEWS, MachineLook, choose_recipe, word_choices
+from openjepa.data.inspect import DataLook
 from openjepa.masks import check_masks
+from openjepa.methods.make import make_method
+from openjepa.recipe.edit import changed_keys
+from openjepa.recipe.files import build_recipe, list_recipes, load_recipe, to_yaml
+from openjepa.recipe.sections import Recipe
+from openjepa.training.build import make_schedules, plan_steps
 
 looks = st.builds(
     DataLook,

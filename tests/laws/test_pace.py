@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openjepa import run as run_module
-from openjepa.build import StepTime
-from openjepa.config import Recipe, build_recipe, load_recipe
-from openjepa.engine.pace import Pace, typical_step_s
-from openjepa.run import Run, pretrain
-from openjepa.signals import Interrupted
+from openjepa.commands import pretrain as run_module
+from openjepa.commands.pretrain import pretrain
+from openjepa.recipe.files import build_recipe, load_recipe
+from openjepa.recipe.sections import Recipe
+from openjepa.runs.stop import Interrupted
+from openjepa.training.build import StepTime
+from openjepa.training.pace import Pace, typical_step_s
+from openjepa.training.session import Run
 from tests.machine import Machine, measure_on
 
 CHECKS = 10  # a run is timed at least so often

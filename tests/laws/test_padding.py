@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from openjepa.config import Mask, Method, Model
 from openjepa.masks import Masks, sample_masks
 from openjepa.methods import IJEPA
 from openjepa.nn import encoder
 from openjepa.nn.recompute import call_layer
+from openjepa.recipe.sections import Mask, Method, Model
 
 TINY = {"width": 32, "depth": 2, "heads": 2, "patch_size": 4, "predictor_width": 16, "predictor_depth": 2, "predictor_heads": 2}
 UNION = Mask(sampler="union", num_contexts=3, context_scale=(0.05, 0.15), num_targets=2, target_scale=(0.05, 0.15))

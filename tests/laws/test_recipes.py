@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from openjepa.build import make_schedules
-from openjepa.config import build_recipe
 from openjepa.engine.optim import make_optimizer, set_rates
+from openjepa.recipe.files import build_recipe
+from openjepa.training.build import make_schedules
 
 STEPS = 50
 RATES, DECAYS, SHARES = [0.0, 1e-6, 1e-3, 2e-3, 1.0], [0.0, 0.05, 0.4], [0.0, 0.9, 0.996]

@@ -20,15 +20,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from openjepa import config, train
-from openjepa.build import make_method, make_schedules, make_trainer
-from openjepa.config import Recipe
 from openjepa.data.loader import Batch
 from openjepa.engine.optim import make_optimizer, set_rates
-from openjepa.interop.official import our_name
 from openjepa.masks import Masks, sample_masks
+from openjepa.methods.make import make_method
 from openjepa.nn.encoder import normalise
-from openjepa.train import Trainer
+from openjepa.recipe import files, sections
+from openjepa.recipe.sections import Recipe
+from openjepa.training import trainer as train
+from openjepa.training.build import make_schedules, make_trainer
+from openjepa.training.trainer import Trainer
+from openjepa.weights.official import our_name
 from tests.parity import make_golden
 from tests.parity.equations import Learner, Rates, Setup
 
@@ -154,8 +156,8 @@ def load_own(name: str) -> Golden:
 
 def change_recipe(name: str, **sections: dict[str, Any]) -> Recipe:
     """A shipped recipe with some values replaced."""
-    values = config.load_recipe(name).model_dump()
-    return config.build_recipe(values | {section: values[section] | changes for section, changes in sections.items()})
+    values = files.load_recipe(name).model_dump()
+    return files.build_recipe(values | {section: values[section] | changes for section, changes in sections.items()})
 
 
 def compare(quantity: str, tolerance: float, pairs: Mapping[str, tuple[Tensor, ...]]) -> Agreement:
@@ -296,7 +298,7 @@ def compare_schedules(facts: dict[str, Any]) -> list[Agreement]:
 
 def measure_masks(grid: int, batch: int, step: int) -> dict[str, np.ndarray]:
     """Statistics of one batch of released masks, under the golden file's names; target rates count a patch once a block."""
-    masks = sample_masks(config.Mask(fidelity="released"), (grid, grid), batch, seed=0, step=step)
+    masks = sample_masks(sections.Mask(fidelity="released"), (grid, grid), batch, seed=0, step=step)
     context, blocks = masks.context_idx.numpy(), masks.target_idx.flatten(1).numpy()
     in_target = np.zeros((batch, grid * grid), dtype=bool)
     np.put_along_axis(in_target, blocks, True, axis=1)

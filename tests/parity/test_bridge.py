@@ -27,17 +27,19 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 
-from openjepa import bridge, cli
-from openjepa.apply import load_encoder
-from openjepa.bridge import export, import_weights
-from openjepa.config import Model, load_recipe
+from openjepa import cli
+from openjepa.commands import convert as bridge
+from openjepa.commands.convert import export, import_weights
+from openjepa.commands.pretrain import pretrain
 from openjepa.data.decode import Decoded
 from openjepa.data.sources import open_source
 from openjepa.data.views import IMAGENET_MEAN, IMAGENET_STD, evaluation_view
 from openjepa.engine.checkpoint import load_checkpoint, save_checkpoint
-from openjepa.interop.weights import Weights, infer_recipe
 from openjepa.methods import IJEPA
-from openjepa.run import pretrain
+from openjepa.recipe.files import load_recipe
+from openjepa.recipe.sections import Model
+from openjepa.weights.load import load_encoder
+from openjepa.weights.match import Weights, infer_recipe
 
 MODEL = Model(width=48, depth=2, heads=4, patch_size=8, predictor_width=24, predictor_depth=2, predictor_heads=4)
 HEADS = ("--heads", "4")
@@ -327,7 +329,7 @@ def test_what_is_said_of_whole_pictures_is_what_the_pipeline_gives(imported: Pat
     model = transformers.AutoModel.from_pretrained(tmp_path / "folder").eval()
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "folder")
     ours = load_encoder(imported, "target")
-    pictures = bridge.real_pictures(imported, ours, sum(bridge.BATCHES))
+    pictures = bridge.real_pictures(imported, ours, 8)
     largest, cosines = 0.0, []
     with torch.no_grad():
         for whole, size in zip(pictures, bridge.PICTURE_SIZES, strict=False):

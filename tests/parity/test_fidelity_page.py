@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fidelity import BEGIN, END, make_tables
-from openjepa.config import list_recipes, recipe_keys
+from openjepa.recipe.files import list_recipes, recipe_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "fidelity.md").read_text("utf-8")

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from openjepa.config import Model
 from openjepa.engine.optim import set_rates
 from openjepa.methods import IJEPA
+from openjepa.recipe.sections import Model
 from tests.parity import make_golden
 from tests.parity.agreement import (
     FORWARD,

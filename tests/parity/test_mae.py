@@ -7,9 +7,10 @@ reads what it likes and is read by nobody. Their patches list pixels as row, col
 import pytest
 import torch
 
-from openjepa.config import Method, Model, load_recipe
 from openjepa.masks import sample_masks
 from openjepa.methods import MAE
+from openjepa.recipe.files import load_recipe
+from openjepa.recipe.sections import Method, Model
 
 transformers = pytest.importorskip("transformers")
 modeling = pytest.importorskip("transformers.models.vit_mae.modeling_vit_mae")

@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from openjepa.config import Mask, Method, Model
 from openjepa.masks import Masks, sample_masks
 from openjepa.methods import IJEPA
 from openjepa.nn import encoder as encoder_module
 from openjepa.nn import predictor as predictor_module
 from openjepa.nn.recompute import call_layer
 from openjepa.nn.unpadded import run_unpadded
+from openjepa.recipe.sections import Mask, Method, Model
 from tests.parity.equations import Setup, forward
 
 GRID, PATCH, CHANNELS, NUM_IMAGES = (4, 5), 2, 1, 3

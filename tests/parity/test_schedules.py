@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from openjepa.build import make_schedules
-from openjepa.config import load_recipe
 from openjepa.engine.schedule import target_momentum, warmup_cosine
+from openjepa.recipe.files import load_recipe
+from openjepa.training.build import make_schedules
 from tests.parity.agreement import compare_schedules, load_release
 
 

@@ -5,13 +5,13 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from openjepa import train
-from openjepa.build import make_trainer
-from openjepa.config import build_recipe
 from openjepa.data.loader import Batch
-from openjepa.engine.ahead import Answer, place_ahead
 from openjepa.engine.optim import momentum_where
+from openjepa.engine.prefetch import Answer, place_ahead
 from openjepa.masks import sample_masks
+from openjepa.recipe.files import build_recipe
+from openjepa.training import trainer as train
+from openjepa.training.build import make_trainer
 
 VALUES = {
     "data": {"image_size": 32, "channels": 1, "batch_size": 6},

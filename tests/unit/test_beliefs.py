@@ -11,16 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from openjepa import beliefs
-from openjepa.apply import TrainedMethod, load_method
-from openjepa.beliefs import encode_pool, fill_patches, find_nearest, show_beliefs
-from openjepa.build import make_method
-from openjepa.config import Recipe, build_recipe
 from openjepa.data.sources import ArraySource
 from openjepa.engine.checkpoint import write_checkpoint
 from openjepa.masks import Masks, sample_masks
 from openjepa.methods import IJEPA, MAE
+from openjepa.methods.make import make_method
+from openjepa.recipe.files import build_recipe
+from openjepa.recipe.sections import Recipe
+from openjepa.report import reconstructions as beliefs
 from openjepa.report.pictures import UNSEEN, draw_patches
+from openjepa.report.reconstructions import encode_pool, fill_patches, find_nearest, show_beliefs
+from openjepa.weights.load import TrainedMethod, load_method
 
 
 def make_recipe(**changes: dict[str, object]) -> Recipe:

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from openjepa.engine.checkpoint import find_latest, load_checkpoint, save_checkpoint
-from openjepa.records import to_json
+from openjepa.runs.folder import to_json
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool]
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(lambda name: name != "__metadata__")

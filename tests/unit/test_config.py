@@ -16,10 +16,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openjepa import config
-from openjepa.config import Recipe, build_recipe, changed_keys, list_recipes, load_recipe, recipe_keys, to_yaml
+import openjepa
+from openjepa.recipe import sections
+from openjepa.recipe.edit import changed_keys
+from openjepa.recipe.files import build_recipe, list_recipes, load_recipe, recipe_keys, to_yaml
+from openjepa.recipe.sections import Recipe
 
-PACKAGE = Path(config.__file__).parent
+PACKAGE = Path(openjepa.__file__).parent
 SECTIONS = {
     name: field.annotation for name, field in Recipe.model_fields.items() if name not in {"name", "description", "version"}
 }
@@ -94,14 +97,14 @@ def test_recipe_keys_are_all_keys_of_a_resolved_recipe() -> None:
 
 
 def find_section(annotation: ast.expr | None) -> str | None:
-    """The section that an annotation such as config.Mask names, "recipe" for Recipe."""
+    """The section that an annotation such as sections.Mask names, "recipe" for Recipe."""
     last = ast.unparse(annotation).rpartition(".")[2].strip("'\"") if annotation is not None else ""
     classes = {section.__name__: name for name, section in SECTIONS.items()} | {"Recipe": "recipe"}
     return classes.get(last)
 
 
 def keys_read_by(tree: ast.Module) -> set[str]:
-    """section.key for every attribute that is read of a section: recipe.mask.sampler, or settings.sampler of a config.Mask."""
+    """section.key for every attribute that is read of a section: recipe.mask.sampler, or settings.sampler of a sections.Mask."""
     known: dict[str, set[str]] = {}  # names and attributes of this file -> the sections that they hold
 
     def sections_of(node: ast.expr) -> set[str]:
@@ -109,7 +112,7 @@ def keys_read_by(tree: ast.Module) -> set[str]:
             return ({node.attr} if node.attr in SECTIONS or node.attr == "recipe" else set()) | known.get(node.attr, set())
         if isinstance(node, ast.Name):
             return known.get(node.id, set())
-        if isinstance(node, ast.BoolOp):  # method or config.Method()
+        if isinstance(node, ast.BoolOp):  # method or sections.Method()
             return set().union(*map(sections_of, node.values))
         if isinstance(node, ast.Call):
             made = ast.unparse(node.func).rpartition(".")[2]
@@ -154,16 +157,16 @@ def keys_behind_properties(tree: ast.Module) -> dict[str, set[str]]:
 def find_unread_keys(package: Path, keys: list[str]) -> list[str]:
     read: set[str] = set()
     for file in package.rglob("*.py"):
-        if file != package / "config.py":
+        if file != package / "recipe" / "sections.py":
             read |= keys_read_by(ast.parse(file.read_text("utf-8")))
-    behind = keys_behind_properties(ast.parse((package / "config.py").read_text("utf-8")))
+    behind = keys_behind_properties(ast.parse((package / "recipe" / "sections.py").read_text("utf-8")))
     while new := {key for name in read & behind.keys() for key in behind[name]} - read:
         read |= new
     return [key for key in keys if key not in read]
 
 
 def test_every_key_is_read_somewhere() -> None:
-    assert find_unread_keys(PACKAGE, recipe_keys()) == ["version"]  # config.migrate reads it, of plain values
+    assert find_unread_keys(PACKAGE, recipe_keys()) == ["version"]  # files.migrate reads it, of plain values
 
 
 def test_a_key_that_nobody_reads_is_found(tmp_path: Path) -> None:
@@ -198,7 +201,7 @@ def values_of(annotation: Any) -> st.SearchStrategy[Any]:
 BOUND = {"data.image_size", "data.batch_size", "train.accumulation_steps", "method.regularizer", "method.regularizer_weight",
          "method.target_norm", "method.target_input", "method.targets", "method.target_layers", "method.name",
          "optim.lr", "optim.start_lr", "optim.final_lr", "optim.betas", "momentum.start", "momentum.end"}  # fmt: skip
-BOUND |= {f"model.{key}" for key in config.Model.model_fields}
+BOUND |= {f"model.{key}" for key in sections.Model.model_fields}
 FREE = [key for key in recipe_keys() if "." in key and key not in BOUND]
 
 
@@ -365,7 +368,7 @@ def make_old(**sections: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(("targets", "norm"), [("pixels", "layer"), ("pixels", "none"), ("pca", "none")])
 def test_old_pixels_of_ijepa_are_maes_and_nothing_else_changes(targets: str, norm: str) -> None:
     new = build_recipe(make_old(method={"targets": targets, "target_norm": norm}))
-    assert (new.method.name, new.method.targets, new.momentum) == ("mae", targets, config.Momentum())
+    assert (new.method.name, new.method.targets, new.momentum) == ("mae", targets, sections.Momentum())
     assert build_recipe(make_old()).model_dump(exclude={"method", "momentum"}) == new.model_dump(exclude={"method", "momentum"})
     kept = {key: value for key, value in new.method if key not in ("name", "targets", "target_norm")}
     assert kept == {key: OLD_METHOD[key] for key in kept}
@@ -409,7 +412,7 @@ def test_a_method_brings_its_own_targets() -> None:
     assert build_recipe({"method": {"targets": None}}).method.targets == "features"
     for name, targets in (("ijepa", "pooled"), ("mae", "pca")):
         method = build_recipe({"method": {"name": name, "targets": targets, "target_norm": "none"}}).method
-        assert config.leave_targets_open(method) == method  # asked for, so it stays, and another method refuses it
+        assert sections.leave_targets_open(method) == method  # asked for, so it stays, and another method refuses it
 
 
 def test_small_recipes_are_mae_on_a_cpu_and_ijepa_on_a_gpu() -> None:
@@ -430,7 +433,7 @@ def test_changed_keys_say_old_and_new() -> None:
 def test_recipes_are_read_without_torch() -> None:
     """`openjepa --help` must not wait for it."""
     code = (
-        "import sys, openjepa, openjepa.config as config; config.load_recipe('demo');"
+        "import sys, openjepa; from openjepa.recipe import files; files.load_recipe('demo');"
         "print(sorted({'torch', 'timm', 'numpy'} & {*sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True)

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from openjepa.build import make_method
-from openjepa.config import Mask, Method, Model, load_recipe
 from openjepa.masks import sample_masks
 from openjepa.methods import IJEPA
 from openjepa.methods.cost import count_flops
+from openjepa.methods.make import make_method
+from openjepa.recipe.files import load_recipe
+from openjepa.recipe.sections import Mask, Method, Model
 
 MODEL = {"width": 64, "depth": 3, "heads": 4, "patch_size": 4, "predictor_width": 32, "predictor_depth": 2, "predictor_heads": 4}
 UNION = Mask(sampler="union", num_contexts=3, context_scale=(0.1, 0.2), num_targets=2, target_scale=(0.1, 0.15))

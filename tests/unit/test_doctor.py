@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openjepa import doctor
-from openjepa.build import StepTime
-from openjepa.config import load_recipe
+from openjepa.commands import doctor
 from openjepa.data.sources import open_source
-from openjepa.memory import MemoryLine
+from openjepa.recipe.files import load_recipe
+from openjepa.training.build import StepTime
+from openjepa.training.memory import MemoryLine
 from tests.messy_folder import build_messy_folder
 
 

@@ -7,10 +7,10 @@ import pytest
 from pyarrow import parquet
 
 import openjepa
+from openjepa.commands.embed import write_features
 from openjepa.data.decode import Decoded, DecodeError
 from openjepa.data.sources import open_source
 from openjepa.evals import embed
-from openjepa.evals.embed import write_features
 from openjepa.evals.features import RawPixels, extract_features
 from tests.unit.test_features import FlatSource
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openjepa.config import Mask
 from openjepa.masks import sample_masks
+from openjepa.recipe.sections import Mask
 from openjepa.report import figures, masks, pictures, svg
 from openjepa.report.figures import Plan
 

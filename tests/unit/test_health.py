@@ -9,13 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openjepa import health
-from openjepa.config import load_recipe, recipe_keys
-from openjepa.health import RunFacts
+from openjepa.commands.health import replay_verdicts
+from openjepa.health import verdict as health
+from openjepa.health.verdict import RunFacts
 from openjepa.masks import Masks
 from openjepa.methods.ijepa import explain_variance, variance_within_positions
-from openjepa.records import RunFolder, write_json
-from openjepa.replay import replay_verdicts
+from openjepa.recipe.files import load_recipe, recipe_keys
+from openjepa.runs.folder import RunFolder, write_json
 
 LABELS = {"too early", "not learning yet", "healthy", "collapsing", "collapsed", "diverging"}
 RANKS = st.lists(st.floats(1.0, 60.0), min_size=3, max_size=12)

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 import openjepa
-from openjepa.config import ENCODERS, Mask, Method, Model, Optim, load_recipe
 from openjepa.engine.optim import group_key
 from openjepa.masks import Masks, sample_masks
 from openjepa.methods import IJEPA
 from openjepa.methods.regularizers import sigreg, vicreg
 from openjepa.nn.ema import update_target
 from openjepa.nn.encoder import Encoder, VisionTransformer, make_layers
+from openjepa.recipe.files import load_recipe
+from openjepa.recipe.sections import ENCODERS, Mask, Method, Model, Optim
 
 TINY = {"width": 32, "depth": 2, "heads": 2, "patch_size": 4, "predictor_width": 16, "predictor_depth": 2, "predictor_heads": 2}
 

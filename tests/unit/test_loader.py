@@ -16,13 +16,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openjepa.config import Data, Mask
 from openjepa.data import loader
 from openjepa.data.decode import Decoded, DecodeError
 from openjepa.data.loader import PREFETCH_STEPS, Batch, evaluation_batches, sample_order, training_batches
 from openjepa.data.skipped import SkippedFiles
 from openjepa.data.sources import open_source
 from openjepa.data.views import evaluation_view
+from openjepa.recipe.sections import Data, Mask
 from tests.messy_folder import build_messy_folder
 
 MASK = Mask()
@@ -239,7 +239,7 @@ def test_workers_live_through_ctrl_c_and_a_groups_sigterm():
 
 FORGOTTEN = """
 import sys
-from openjepa.config import Data, Mask
+from openjepa.recipe.sections import Data, Mask
 from openjepa.data import loader
 from openjepa.data.loader import training_batches
 from openjepa.data.sources import open_source

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from openjepa.lock import lock_run
+from openjepa.runs.lock import lock_run
 
 
 def hold(folder: str, ready: "multiprocessing.Queue[int]") -> None:

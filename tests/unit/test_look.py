@@ -11,7 +11,7 @@ from PIL import Image
 
 from openjepa.data import look as look_module
 from openjepa.data.decode import EXTENSIONS, DecodeError, open_image, read_header
-from openjepa.data.look import look_at
+from openjepa.data.inspect import look_at
 from openjepa.data.pack import write_pack
 from openjepa.data.sources import open_source
 from tests.messy_folder import build_messy_folder

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from openjepa.build import make_trainer
-from openjepa.config import Mask, Method, Model, Momentum, build_recipe, changed_keys, load_recipe
 from openjepa.data.loader import Batch
 from openjepa.masks import sample_masks
 from openjepa.methods import MAE
 from openjepa.nn.encoder import VisionTransformer
+from openjepa.recipe.edit import changed_keys
+from openjepa.recipe.files import build_recipe, load_recipe
+from openjepa.recipe.sections import Mask, Method, Model, Momentum
+from openjepa.training.build import make_trainer
 
 TINY = Model(width=32, depth=2, heads=2, patch_size=4, predictor_width=16, predictor_depth=2, predictor_heads=2)
 HALF = Mask(sampler="random", context_scale=(0.25, 0.5), target_scale=(0.25, 0.5))

@@ -15,8 +15,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from scipy import stats
 
-from openjepa.data.make_scenes import encode_mask, make_scenes
-from openjepa.data.scene import (
+from openjepa.data.scenes.make import encode_mask, make_scenes
+from openjepa.data.scenes.scene import (
     CLASSES,
     GRID,
     MAIN_VISIBLE,
@@ -28,8 +28,8 @@ from openjepa.data.scene import (
     draw_shape,
     render_scene,
 )
+from openjepa.data.scenes.surfaces import to_srgb
 from openjepa.data.sources import open_source
-from openjepa.data.surfaces import to_srgb
 
 
 def decode_run_lengths(segmentation: dict[str, Any]) -> np.ndarray:

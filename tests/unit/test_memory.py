@@ -7,10 +7,11 @@ import sys
 import pytest
 import torch
 
-from openjepa import memory
-from openjepa.config import Recipe, build_recipe
 from openjepa.masks import sample_masks
-from openjepa.memory import MemoryLine, find_batch_size, heaviest_batch
+from openjepa.recipe.files import build_recipe
+from openjepa.recipe.sections import Recipe
+from openjepa.training import memory
+from openjepa.training.memory import MemoryLine, find_batch_size, heaviest_batch
 
 VALUES = {
     "data": {"image_size": 96, "channels": 1, "batch_size": 8},
@@ -34,7 +35,7 @@ def make(**sections) -> Recipe:
 def test_two_small_batches_tell_a_large_one():
     """In a process of its own, whose memory is all from here."""
     program = (
-        "import json, sys; from openjepa import memory; from openjepa.config import build_recipe; "
+        "import json, sys; from openjepa.training import memory; from openjepa.recipe.files import build_recipe; "
         "recipe = build_recipe(json.loads(sys.argv[1])); line = memory.fit_memory(recipe); "
         "measured = memory.measure_peak_bytes(memory.with_batch_size(recipe, 96)); "
         "print(line.fixed, line.predict(96), measured)"

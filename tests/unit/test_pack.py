@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from openjepa.config import Data, Mask
 from openjepa.data import pack
 from openjepa.data.decode import DecodeError
 from openjepa.data.loader import evaluation_batches, training_batches
 from openjepa.data.pack import write_pack
 from openjepa.data.sources import open_source
+from openjepa.recipe.sections import Data, Mask
 from tests.messy_folder import build_messy_folder, draw_picture
 
 

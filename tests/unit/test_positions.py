@@ -11,13 +11,13 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 from torch.nn import functional
 
-from openjepa.build import make_trainer
 from openjepa.data.loader import Batch
 from openjepa.data.sample import load_sample
 from openjepa.masks import sample_masks
 from openjepa.nn import encoder as encoder_module
 from openjepa.nn.encoder import Encoder, VisionTransformer
 from openjepa.nn.positions import resize_positions, sine_cosine_positions
+from openjepa.training.build import make_trainer
 from tests.parity.agreement import change_recipe
 
 RESIZES = [((14, 14), (28, 28)), ((14, 14), (9, 9)), ((8, 6), (16, 12)), ((6, 10), (7, 7)), ((7, 7), (5, 14)), ((3, 5), (3, 8))]

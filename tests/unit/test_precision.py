@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from openjepa.choose import choose_recipe, look_at_machine
-from openjepa.data.look import DataLook
+from openjepa.commands.auto import choose_recipe, look_at_machine
+from openjepa.data.inspect import DataLook
 from openjepa.engine import precision as module
 from openjepa.engine.precision import (
     choose_precision,

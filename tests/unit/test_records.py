@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openjepa.health import RunFacts, judge
-from openjepa.records import RunFolder, from_json, read_json, to_json, write_json
+from openjepa.health.verdict import RunFacts, judge
+from openjepa.runs.folder import RunFolder, from_json, read_json, to_json, write_json
 
 LOOK_ALIKES = ["NaN", "Infinity", "-Infinity", "~NaN", "~~-Infinity", "nan", "~", ""]
 TEXTS = st.text() | st.sampled_from(LOOK_ALIKES)

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openjepa.config import Data, Mask, Model, Recipe
-from openjepa.records import RunFolder, write_json
+from openjepa.recipe.sections import Data, Mask, Model, Recipe
 from openjepa.report import tables, words
 from openjepa.report.page import build_report
 from openjepa.report.pictures import UNSEEN, Beliefs, Neighbours, Pictures
+from openjepa.runs.folder import RunFolder, write_json
 
 VOID = {"meta", "link", "img", "br"}
 HOSTILE = "<script>alert('x')</script><img src=http://evil/x onerror=alert(1)>&amp;\"'\u202e${7*7}{{ 7*7 }}"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from openjepa.evals.result import bootstrap_interval
+from openjepa.evals.outcome import bootstrap_interval
 
 
 @pytest.mark.parametrize(("num_correct", "num_test"), [(150, 200), (37, 40), (1900, 2000)])

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file
 
-from openjepa.config import build_recipe, recipe_keys
-from openjepa.resume import IGNORED, REFUSED
-from openjepa.run import pretrain
+from openjepa.commands.pretrain import pretrain
+from openjepa.recipe.files import build_recipe, recipe_keys
+from openjepa.training.resume import IGNORED, REFUSED
 
 STEPS = 4
 TINY = {
@@ -190,7 +190,7 @@ def test_a_change_that_was_not_accepted_is_named(copy):
 
 def test_another_precision_is_the_one_that_runs(copy, monkeypatch):
     """Version 0.1 recorded the new one and went on in the old one."""
-    from openjepa import run
+    from openjepa.commands import pretrain as run
 
     monkeypatch.setattr(run, "choose_precision", lambda device, asked: asked)
     values = change(change(TINY, "checkpoint.every_steps", STEPS // 2), "train.precision", "bf16")

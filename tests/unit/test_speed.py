@@ -2,7 +2,7 @@
 
 import pytest
 
-from openjepa.speed import describe_speed
+from openjepa.training.speed import describe_speed
 
 ROOM = {"workers": 2, "num_cores": 16, "device": "cuda"}
 

@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from openjepa import summarize
-from openjepa.apply import load_encoder
-from openjepa.config import load_recipe
+from openjepa.commands import report as summarize
+from openjepa.commands.report import write_report
 from openjepa.data.sources import open_source
 from openjepa.data.views import evaluation_view
 from openjepa.engine.checkpoint import save_checkpoint
 from openjepa.nn.encoder import Encoder, VisionTransformer
-from openjepa.records import RunFolder, write_json
+from openjepa.recipe.files import load_recipe
 from openjepa.report.pictures import Neighbours, Pictures
-from openjepa.summarize import write_report
+from openjepa.runs.folder import RunFolder, write_json
+from openjepa.weights.load import load_encoder
 
 SIZE, PATCH, SHAPE = (16, 16), 4, (48, 2, 4, 4.0)
 

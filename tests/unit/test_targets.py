@@ -7,12 +7,13 @@ import torch
 from sklearn.decomposition import PCA
 from torch.nn import functional
 
-from openjepa.config import Mask, Method, Model, build_recipe
 from openjepa.masks import Masks, sample_masks
 from openjepa.methods import MAE, METHODS
 from openjepa.methods import Method as AnyMethod
 from openjepa.methods import targets as targets_module
 from openjepa.nn.encoder import Encoder
+from openjepa.recipe.files import build_recipe
+from openjepa.recipe.sections import Mask, Method, Model
 
 TINY = Model(width=16, depth=3, heads=2, patch_size=4, predictor_width=16, predictor_depth=1, predictor_heads=2)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from openjepa.threads import choose_threads
+from openjepa.engine.threads import choose_threads
 
 
 class Machine:

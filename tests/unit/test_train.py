@@ -6,16 +6,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from openjepa import build
-from openjepa.build import make_schedules, make_trainer, plan_steps
-from openjepa.config import build_recipe, load_recipe
+from openjepa.commands.pretrain import pretrain
 from openjepa.data.loader import Batch
-from openjepa.engine.ahead import Answer
 from openjepa.engine.precision import pick_device
+from openjepa.engine.prefetch import Answer
 from openjepa.masks import sample_masks
 from openjepa.methods import IJEPA
 from openjepa.nn.encoder import compile_layers
-from openjepa.run import pretrain
+from openjepa.recipe.files import build_recipe, load_recipe
+from openjepa.training import build
+from openjepa.training.build import make_schedules, make_trainer, plan_steps
 
 VALUES = {
     "data": {"image_size": 32, "channels": 1, "batch_size": 12},
@@ -198,7 +198,7 @@ def test_gradients_that_are_not_finite_are_broken_when_the_scale_cannot_help(mon
 def test_without_a_scaler_nothing_is_an_overflow(precision, monkeypatch):
     trainer = make(precision)
     monkeypatch.setattr(trainer, "clip_grad_norm", None)
-    monkeypatch.setattr("openjepa.train.clip_gradients", lambda *_: torch.tensor(torch.inf))
+    monkeypatch.setattr("openjepa.training.trainer.clip_gradients", lambda *_: torch.tensor(torch.inf))
     record = trainer.step(make_batch(0))
     assert bool(torch.isfinite(record.metrics["loss"]))
     assert (record.num_skipped, record.num_overflows) == (1, 0)

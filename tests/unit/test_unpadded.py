@@ -5,12 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openjepa.config import Mask, Method, Model
 from openjepa.masks import sample_masks
 from openjepa.methods import IJEPA
 from openjepa.nn import encoder as encoder_module
 from openjepa.nn.encoder import initialise, make_layers
 from openjepa.nn.unpadded import run_unpadded
+from openjepa.recipe.sections import Mask, Method, Model
 
 WIDTH = 24
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from openjepa.data.variety import check_number, find_problems
+from openjepa.data.inspect import check_number, find_problems
 
 
 def draw(count: int, seed: int = 0) -> Tensor:

@@ -15,10 +15,10 @@ from scipy import stats
 from torchvision.transforms import CenterCrop, InterpolationMode, RandomResizedCrop, Resize
 from torchvision.transforms import functional as tv
 
-from openjepa.config import Data
 from openjepa.data import colour
 from openjepa.data.decode import Decoded, DecodeError, open_image
 from openjepa.data.views import draw_crop, evaluation_view, measure_normalization, training_view
+from openjepa.recipe.sections import Data
 from tests.messy_folder import draw_picture
 
 ONE_HUE_STEP = 6  # a sixth of the 255 steps of the colour circle takes a channel from 0 to 255

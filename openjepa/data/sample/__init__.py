@@ -1,7 +1,7 @@
 """The embedded sample: 10,000 training and 2,000 test images of Fashion-MNIST, class-balanced, lossless, 4.3 MB.
 
 Fashion-MNIST: H. Xiao, K. Rasul, R. Vollgraf 2017, arXiv 1708.07747, MIT licence (LICENSE in this folder).
-`openjepa/data/make_sample.py` made the files. images.xz: every image column by column, training images first;
+`benchmarks/make_sample.py` made the files. images.xz: every image column by column, training images first;
 columns because clothes hang: the same pixels row by row compress 5 % worse. sample.json: labels, where each image lies
 in the original files, and the names of the classes.
 """

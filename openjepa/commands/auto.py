@@ -1,0 +1,201 @@
+"""`--recipe auto`: a recipe for these images on this machine, each choice with its reason and where that comes from.
+
+The fixed points are the recipes small_1k to small_1m (docs/small-data.md): the one nearest in number of images, or the largest
+that the machine is asked to do, gives the method and every value of it, and a run sees as many views as that recipe does. What
+depends on the size of the images or on the machine is in the two tables below, and nowhere else. Left out: memory, which
+`--batch auto` measures.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from openjepa.data.inspect import DataLook, look_at
+from openjepa.engine.precision import Precision, choose_precision, pick_device
+from openjepa.recipe.files import AUTO, build_recipe, load_recipe
+from openjepa.recipe.sections import Recipe
+
+STUDY = "docs/small-data.md"
+SMALL = {"small_1k": 1_000, "small_10k": 10_000, "small_100k": 100_000, "small_1m": 1_000_000}  # images, rising
+
+
+class ViewRule(NamedTuple):
+    """How views of at least so many pixels a side are cut."""
+
+    from_px: int
+    patch_px: int
+    augmentation: str
+
+
+# A side has four to fourteen patches: blocks that are a share of the image need some, and the cost grows with them.
+VIEWS = (
+    ViewRule(128, 16, "minimal"),
+    ViewRule(48, 8, "minimal"),
+    ViewRule(16, 4, "none"),  # tiny and centred, as in Fashion-MNIST: crops cost the linear probe 1.8 points (docs/small-data.md)
+    ViewRule(8, 2, "none"),
+)
+SMALLEST_VIEW_PX = VIEWS[-1].from_px
+
+
+class MachineRule(NamedTuple):
+    """What a machine with at least so much GPU memory is asked to do; 0 GB is a CPU."""
+
+    from_gpu_gb: float
+    words: str
+    largest_view_px: int
+    largest_recipe: str
+    minutes: float
+
+
+MACHINES = (
+    MachineRule(40, "a GPU of 40 GB or more", 224, "small_1m", 480),
+    MachineRule(1, "a GPU of less than 40 GB", 128, "small_100k", 240),
+    MachineRule(0, "a CPU", 64, "small_10k", 30),
+)
+FOLLOWING = 0.99  # the momentum.start with which the study's I-JEPA runs were made
+CORES_PER_WORKER = 4  # of a CPU that also trains; a GPU leaves them all to the loader
+MAX_WORKERS = 16
+
+
+@dataclass(frozen=True)
+class MachineLook:
+    """What a run has to work with."""
+
+    num_cores: int
+    gpu_gb: float | None
+    precision: Precision
+    """bf16, or fp32 on a device that emulates it."""
+
+
+class Choice(NamedTuple):
+    """One value of the recipe, or the recipe it started from, and why."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+def choose(data: str, device: str = "auto") -> tuple[Recipe, list[Choice]]:
+    """A recipe for the data that a user names, on this machine. Raises ValueError as look_at and pick_device do."""
+    return choose_recipe(look_at(data), look_at_machine(device))
+
+
+def look_at_machine(device: str = "auto") -> MachineLook:
+    """Cores of this process, memory of the device's GPU, and the precision it computes in."""
+    place = pick_device(device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpu_gb = torch.cuda.get_device_properties(place).total_memory / 2**30 if place.type == "cuda" else None
+    return MachineLook(cores, gpu_gb, choose_precision(place, "bf16"))
+
+
+def choose_recipe(look: DataLook, machine: MachineLook) -> tuple[Recipe, list[Choice]]:
+    """The recipe, and every choice in it, in the order in which they follow from one another."""
+    images = look.num_images
+    rule = next(rule for rule in MACHINES if (machine.gpu_gb or 0) >= rule.from_gpu_gb)
+    nearest = min(SMALL, key=lambda known: abs(math.log(images / SMALL[known])))
+    name = min(nearest, rule.largest_recipe, key=lambda known: SMALL[known])
+    base = load_recipe(name)
+    view = next(view for view in VIEWS if max(min(look.side_px, rule.largest_view_px), SMALLEST_VIEW_PX) >= view.from_px)
+    side_px = max(min(look.side_px, rule.largest_view_px), SMALLEST_VIEW_PX) // view.patch_px * view.patch_px
+    batch = min(base.data.batch_size, 2 ** int(math.log2(images)))
+    times = SMALL[name] / images  # epochs for each of the base's, so that as many views are seen
+    epochs, warmup = (round(value * times, 2) for value in (base.train.epochs, base.optim.warmup_epochs))
+    workers = min(machine.num_cores - 1, MAX_WORKERS) if machine.gpu_gb else machine.num_cores // CORES_PER_WORKER
+    workers = max(workers, 1 if machine.num_cores > 1 else 0)
+
+    values = base.model_dump()
+    values["name"] = AUTO
+    values["description"] = f"Chosen for {images:,} images of {look.side_px} px on {rule.words}, from {name}."
+    values["model"]["patch_size"] = view.patch_px
+    values["data"] |= {
+        "image_size": side_px, "channels": look.channels, "augmentation": view.augmentation, "batch_size": batch,
+        "workers": workers,
+    }  # fmt: skip
+    values["optim"]["warmup_epochs"] = warmup
+    values["train"] |= {"epochs": epochs, "max_minutes": rule.minutes, "precision": machine.precision}
+    values["checkpoint"]["every_epochs"] = max(round(base.checkpoint.every_epochs * times), 1)
+    recipe = build_recipe(values, where="recipe auto")
+
+    side = side_px // view.patch_px
+    width, depth, _, _ = recipe.model.encoder_shape
+    table = f"for all views of {view.from_px} px or more; openjepa/commands/auto.py"
+    sampled = f"{look.num_looked_at:,} images looked at"
+    lr = recipe.optim.lr * batch / (recipe.optim.lr_batch_size or batch)
+    choices = [
+        Choice("recipe", name, _reason_recipe(images, name, nearest, rule)),
+        Choice("data.image_size", side_px, _reason_size(look, rule, side_px)),
+        Choice("data.channels", look.channels, f"{_name_channels(look.channels)}, of {sampled}"),
+        Choice("model.patch_size", view.patch_px, f"{side} x {side} patches, as {table}"),
+        Choice("data.augmentation", view.augmentation, f"as {table}; {STUDY}"),
+        Choice("model.encoder", recipe.model.encoder, f"{width} wide, {depth} layers: {name}'s; {STUDY}"),
+        Choice("data.batch_size", batch, f"{name}'s" if batch == base.data.batch_size else f"no more than {images:,} images"),
+        Choice("train.epochs", epochs, f"as many views as {name} sees, {base.train.epochs:g} epochs of {SMALL[name]:,} images"),
+        Choice("train.max_minutes", rule.minutes, f"our default for {rule.words}: ends there if the epochs are not over"),
+        Choice("optim.lr", recipe.optim.lr, f"{name}'s; {lr:.3g} at this batch; {STUDY}"),
+        Choice("optim.warmup_epochs", warmup, f"{name}'s share of the run, {warmup / epochs:.1%}"),
+        *_choose_method(recipe),
+        Choice("method.regularizer", recipe.method.regularizer, _reason_regularizer(recipe)),
+        Choice("train.precision", recipe.train.precision, _reason_precision(machine)),
+        Choice("data.workers", workers, f"for {machine.num_cores} cores of {rule.words}; the run says if they are too few"),
+    ]
+    return recipe, choices
+
+
+def _choose_method(recipe: Recipe) -> list[Choice]:
+    """The method, with what it predicts, and how fast a target encoder follows where there is one."""
+    method, momentum = recipe.method, recipe.momentum
+    if method.name == "mae":
+        rival = f"--method.name ijepa --momentum.start {FOLLOWING}"
+        why = f"predicts {method.targets}: better features in the same minutes than I-JEPA, {rival}; {STUDY}"
+        return [Choice("method.name", method.name, why)]
+    follow = Choice("momentum.start", momentum.start, f"to {momentum.end:g}, {momentum.schedule}; {STUDY}")
+    return [Choice("method.name", method.name, f"predicts {method.targets} (arXiv 2301.08243)"), follow]
+
+
+def word_choices(choices: list[Choice], recipe: Recipe) -> list[str]:
+    """A line each; where the recipe now has another value, a flag has replaced the choice."""
+    values = recipe.model_dump()
+    lines = []
+    for key, chosen, reason in choices:
+        section, _, name = key.partition(".")
+        value = values[section][name] if name else chosen
+        why = reason if value == chosen else f"your flag, in place of {_word(chosen)}"
+        lines.append(f"{key:20} {_word(value):10} {why}")
+    return lines
+
+
+def _word(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _reason_size(look: DataLook, rule: MachineRule, side_px: int) -> str:
+    looked = f"shorter sides have a median of {look.side_px} px"
+    if look.side_px > rule.largest_view_px:
+        return f"{looked}; {rule.words} gets views of {rule.largest_view_px} px at most; openjepa/commands/auto.py"
+    return looked + ("" if look.side_px == side_px else ", the nearest size that patches divide")
+
+
+def _name_channels(channels: int) -> str:
+    return {1: "all grey", 3: "in colour"}.get(channels, f"arrays of {channels} channels")
+
+
+def _reason_recipe(images: int, name: str, nearest: str, rule: MachineRule) -> str:
+    if name != nearest:
+        return f"the largest that {rule.words} gets; {nearest} is nearest to {images:,} images; openjepa/commands/auto.py"
+    return f"nearest to {images:,} images in ratio, of {', '.join(SMALL)}; {STUDY}"
+
+
+def _reason_regularizer(recipe: Recipe) -> str:
+    sources = {"vicreg": "arXiv 2105.04906", "sigreg": "arXiv 2511.08544", "none": "arXiv 2301.08243"}
+    return f"weight {recipe.method.regularizer_weight:g}; {sources[recipe.method.regularizer]}, spec.md and {STUDY}"
+
+
+def _reason_precision(machine: MachineLook) -> str:
+    if machine.gpu_gb:
+        return "the release's (arXiv 2301.08243)" if machine.precision == "bf16" else "this GPU emulates bf16"
+    return "this CPU computes it" if machine.precision == "bf16" else "measured: this CPU emulates bf16"

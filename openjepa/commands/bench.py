@@ -1,0 +1,63 @@
+"""`openjepa bench`: what a machine can do, how fast a recipe's step and loader run on it, and how long the recipe takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import islice
+
+from openjepa.data.sources import ImageSource, open_source
+from openjepa.engine.precision import choose_precision, measure_peak, pick_device
+from openjepa.masks import check_masks, sample_masks
+from openjepa.methods.cost import count_flops
+from openjepa.methods.make import make_method
+from openjepa.recipe.sections import Recipe
+from openjepa.runs.environment import describe_machine
+from openjepa.training.build import find_normalization, make_batches, measure_step, plan_steps
+from openjepa.training.speed import describe_speed, in_words
+
+MEASURED_S = 20.0  # how long steps are timed
+LOADER_S = 5.0  # and the loader
+ENDLESS = 10**9  # steps
+WARMUP_BATCHES = 2  # before the loader is timed: its workers start
+
+
+def measure_machine(data: str, recipe: Recipe) -> Iterator[str]:
+    """Findings, line by line as they are made. ValueError if the data cannot be opened or the masks cannot be drawn."""
+    check_masks(recipe.mask, recipe.grid)
+    source = open_source(data, recipe.data.channels)
+    device = pick_device(recipe.train.device)
+    precision = choose_precision(device, recipe.train.precision)
+    machine = describe_machine(device)
+    yield f"machine: {machine['cpu']}, {machine['num_cores']} cores, {machine['memory_gb']:.0f} GB, device {machine['device']}"
+    peak = measure_peak(device, precision)
+    yield f"peak of matrix products: {peak / 1e9:,.0f} GFLOP/s in {precision}, {measure_peak(device, 'fp32') / 1e9:,.0f} in fp32"
+
+    mean, std = find_normalization(recipe, source)
+    batch = recipe.data.batch_size
+    step = measure_step(recipe, source, mean, std, MEASURED_S)
+    masks = sample_masks(recipe.mask, recipe.grid, batch, seed=0, step=0)
+    flops = sum(count_flops(make_method(recipe), masks).values())
+    yield f"step of {recipe.name}, {batch} images: {step.seconds:.3g} s for {flops / 1e9:,.3g} GFLOP"
+    yield f"loader alone, {recipe.data.workers} workers: {measure_loader(recipe, source):,.0f} images/s"
+    row = {
+        "images_per_s": batch / step.seconds,
+        "fraction_of_peak": flops / step.seconds / peak,
+        "data_wait_frac": step.data_wait_frac,
+    }
+    yield describe_speed([row], workers=recipe.data.workers, num_cores=machine["num_cores"], device=device.type)
+    steps = plan_steps(recipe, len(source), step.seconds)
+    yield f"{steps:,} steps of the recipe on {len(source):,} images: {in_words(steps * step.seconds)}"
+
+
+def measure_loader(recipe: Recipe, source: ImageSource) -> float:
+    """Images per second of the training loader when nothing else runs."""
+    batches = make_batches(recipe, source, 0, ENDLESS)
+    for _ in islice(batches, WARMUP_BATCHES):
+        pass
+    started, count = time.perf_counter(), 0
+    while (spent := time.perf_counter() - started) < LOADER_S or count == 0:
+        next(batches)
+        count += recipe.data.batch_size
+    batches.close()
+    return count / spent

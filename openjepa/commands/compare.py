@@ -1,0 +1,246 @@
+"""Recipes side by side: same data and budget, several seeds each, probed alike, in one table with spread and paired differences.
+
+A variant is a base recipe with some keys changed. Every variant and seed is a run folder of its own under one folder, so that
+what was interrupted goes on, and what is there already is not computed twice. Seeds are the outer loop: a table fills evenly.
+Left out: choosing a winner; with three seeds the spread is for the reader to see.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from openjepa.commands.evaluate import Candidate, evaluate_many
+from openjepa.commands.pretrain import pretrain
+from openjepa.data.sources import canonical_spec, open_labelled
+from openjepa.engine.precision import pick_device
+from openjepa.evals import PROTOCOLS
+from openjepa.evals.features import extract_features, take_last_layer
+from openjepa.recipe.files import build_recipe
+from openjepa.recipe.sections import Recipe
+from openjepa.runs.folder import RunFolder, read_json, write_json
+from openjepa.weights.load import load_encoder
+
+LONG = 10_000.0  # epochs
+MOST_PIXELS = 4096  # numbers in an image, channels counted
+PAPER_LAYERS = 4  # the paper's linear probe takes the last layer or the last four side by side (2301.08243, section A.2)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of a comparison: what it is called and which recipe keys (section.key) it changes."""
+
+    name: str
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a comparison: a variant, a seed, what it is trained and probed on, and where it goes."""
+
+    variant: str
+    seed: int
+    recipe: Recipe
+    train: str
+    labels: str
+    test: str
+    folder: Path
+    threads: int
+    probe: tuple[str, str] | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run gave. Accuracies in per cent, of the context encoder's pooled features; linear_4 of its last four layers.
+
+    They are None for a run that stopped because its loss was no longer finite.
+    """
+
+    variant: str
+    seed: int
+    knn: float | None
+    linear: float | None
+    linear_4: float | None
+    images_per_s: float | None
+    steps: int
+    verdict: str
+
+
+def apply_changes(base: Recipe, changes: dict[str, Any], name: str) -> Recipe:
+    """The recipe with some keys (section.key) replaced; ValueError as build_recipe raises it."""
+    values = base.model_dump()
+    for path, value in changes.items():
+        section, _, key = path.partition(".")
+        if section not in values or key not in values[section]:
+            raise ValueError(f"{name}: no recipe key {path}")
+        values[section][key] = value
+    return build_recipe(values, where=name)
+
+
+def lengthen(base: Recipe) -> Recipe:
+    """The recipe with more epochs than minutes can hold, and its warm-up the same share of them: minutes alone end its runs."""
+    changes = {"train.epochs": LONG, "optim.warmup_epochs": base.optim.warmup_epochs * LONG / base.train.epochs}
+    return apply_changes(base, changes, base.name)
+
+
+def compare(
+    variants: Sequence[Variant],
+    base: Recipe,
+    train: str,
+    test: str,
+    *,
+    seeds: int,
+    out: Path,
+    labels: str | None = None,
+    jobs: int = 1,
+    probe: tuple[str, str] | None = None,
+    note: Callable[[str], None] = lambda _: None,
+) -> list[Outcome]:
+    """Run every variant with seeds 0, 1, ... and give what came out, by seed, then variant.
+
+    train: images, which the runs see without labels; labels: labelled images to fit the probes on, those of train if not given;
+    test: what the probes are tested on. out: the folder of run folders NAME-SEED. jobs: runs at the same time, which share the
+    machine's cores. probe: labelled training and test images to measure 20-NN accuracy on while training, every
+    health.probe_every_steps. note is told of each run. Raises ValueError if a change does not fit or the folder holds runs of
+    other settings.
+    """
+    labels = labels or train
+    for spec in (labels, test):
+        open_labelled(spec, base.data.channels)
+    threads = max(len(os.sched_getaffinity(0)) // jobs, 1)
+    todo = []
+    for seed in range(seeds):
+        for variant in variants:
+            recipe = apply_changes(base, variant.changes | {"train.seed": seed}, variant.name)
+            folder = out / f"{slug(variant.name)}-{seed}"
+            todo.append(Job(variant.name, seed, recipe, train, labels, test, folder, threads, probe))
+    if jobs == 1:
+        return [_told(run_job(job), note, place, len(todo)) for place, job in enumerate(todo, 1)]
+    # A fresh interpreter each: forked PyTorch threads hang.
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(run_job, job) for job in todo]
+        for place, done in enumerate(as_completed(futures), 1):
+            _told(done.result(), note, place, len(todo))
+        return [future.result() for future in futures]
+
+
+def run_job(job: Job) -> Outcome:
+    """Train, or go on with, one run, probe it, and give the outcome; a finished one is read from its folder."""
+    folder = RunFolder(job.folder)
+    done = job.folder / "outcome.json"
+    if done.is_file():
+        found, recorded = read_json(done), folder.read_run()
+        recipe = build_recipe(recorded["recipe"], where=str(folder.run_json))
+        specs = [canonical_spec(str(spec)) for spec in (recorded["data"], found.get("labels"), found.get("test"))]
+        if recipe != job.recipe or specs != [canonical_spec(spec) for spec in (job.train, job.labels, job.test)]:
+            raise ValueError(f"{job.folder} holds a run of other settings; choose another folder")
+        return Outcome(**found["outcome"])
+    torch.set_num_threads(job.threads)
+    try:
+        probe_train, probe_test = job.probe or (None, None)
+        label = pretrain(
+            job.train, job.recipe, job.folder, resume=folder.exists(), probe_train=probe_train, probe_test=probe_test,
+            console=Console(quiet=True),
+        ).label  # fmt: skip
+        knn, linear, linear_4 = _probe(job)
+    except ArithmeticError:
+        label, knn, linear, linear_4 = "diverging", None, None, None
+    rows = folder.read_metrics("train")
+    speed = statistics.median(row["images_per_s"] for row in rows[1:] or rows)
+    outcome = Outcome(job.variant, job.seed, knn, linear, linear_4, speed, folder.read_run()["total_steps"], label)
+    write_json(done, {"outcome": asdict(outcome), "labels": job.labels, "test": job.test})
+    return outcome
+
+
+def _probe(job: Job) -> tuple[float, float, float | None]:
+    """Accuracies in per cent of the run's context encoder, whose features are extracted once: a pass costs more than a probe."""
+    depth = job.recipe.model.encoder_shape[1]
+    device = pick_device(job.recipe.train.device)
+    encoder = load_encoder(job.folder, "context", str(device), min(depth, PAPER_LAYERS))
+    sources = [open_labelled(spec, encoder.channels) for spec in (job.labels, job.test)]
+    train, test = (extract_features(encoder, source, device=device) for source in sources)
+    last_train, last_test = take_last_layer(encoder, train), take_last_layer(encoder, test)
+    knn, linear = (100 * PROTOCOLS[protocol](last_train, last_test, 0).accuracy for protocol in ("knn", "linear"))
+    return knn, linear, 100 * PROTOCOLS["linear"](train, test, 0).accuracy if depth >= PAPER_LAYERS else None
+
+
+def measure_baselines(folders: Sequence[Path], labels: str, test: str) -> list[Outcome]:
+    """Raw pixels, and the untrained encoder of each finished run, probed as the runs are. folders: of seeds 0, 1, ...
+
+    Images of more than MOST_PIXELS get no linear probe of their pixels: it would take longer than the runs.
+    """
+    encoder = load_encoder(folders[0])
+    num_pixels = encoder.size[0] * encoder.size[1] * encoder.channels
+    baselines: list[tuple[Candidate, str, int]] = [("pixels", "raw pixels", 0)]
+    baselines += [("random", "untrained encoder", seed) for seed in range(len(folders))]
+    found = []
+    for candidate, name, seed in baselines:
+        protocols = ["knn"] if candidate == "pixels" and num_pixels > MOST_PIXELS else ["knn", "linear"]
+        records = evaluate_many(folders[seed], [candidate], protocols, labels, test, device="cpu")
+        knn, linear = [100 * record["accuracy"] for record in records] + [None] * (2 - len(records))
+        found.append(Outcome(name, seed, knn, linear, None, None, 0, ""))
+    return found
+
+
+def tabulate(outcomes: Sequence[Outcome], reference: str, extra: Mapping[str, Sequence[str]] | None = None) -> str:
+    """A Markdown table, a row a variant: mean and spread over seeds, and the paired difference from the reference's runs.
+
+    Spread is the standard deviation over seeds; a difference is taken seed by seed and carries its own. extra: further columns,
+    a heading and one cell a variant each, in order of first appearance.
+    """
+    names = list(dict.fromkeys(outcome.variant for outcome in outcomes))
+    by_name = {name: sorted((o for o in outcomes if o.variant == name), key=lambda o: o.seed) for name in names}
+    extra = extra or {}
+    head = ["", "20-NN", "linear", "linear, last 4 layers", f"linear against {reference}", "speed", "seeds", "verdicts", *extra]
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    anchor = {outcome.seed: outcome for outcome in by_name[reference]}
+    for place, name in enumerate(names):
+        rows = by_name[name]
+        pairs = [(row, anchor[row.seed]) for row in rows if row.seed in anchor]
+        paired = [row.linear - other.linear for row, other in pairs if row.linear is not None and other.linear is not None]
+        speeds = [row.images_per_s / other.images_per_s for row, other in pairs if row.images_per_s and other.images_per_s]
+        labels = {row.verdict: sum(other.verdict == row.verdict for other in rows) for row in rows if row.verdict}
+        cells = [
+            name,
+            _mean_and_spread([row.knn for row in rows]),
+            _mean_and_spread([row.linear for row in rows]),
+            _mean_and_spread([row.linear_4 for row in rows]),
+            "" if name == reference else _mean_and_spread(paired, "+.1f"),
+            f"{statistics.mean(speeds):.2f}" if speeds else "",
+            str(len(rows)),
+            ", ".join(f"{count} {label}" for label, count in labels.items()),
+            *(column[place] if place < len(column) else "" for column in extra.values()),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def slug(name: str) -> str:
+    """A variant's name as part of a folder's name."""
+    return "-".join("".join(letter if letter.isalnum() or letter == "." else " " for letter in name).split())
+
+
+def _mean_and_spread(measured: Sequence[float | None], form: str = ".1f") -> str:
+    values = [value for value in measured if value is not None]
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{form}}{spread}"
+
+
+def _told(outcome: Outcome, note: Callable[[str], None], place: int, total: int) -> Outcome:
+    knn, linear = ("none" if value is None else f"{value:.1f}" for value in (outcome.knn, outcome.linear))
+    note(
+        f"{place} of {total}: {outcome.variant}, seed {outcome.seed}: 20-NN {knn}, linear {linear}, {outcome.steps} steps, "
+        f"{outcome.verdict}"
+    )
+    return outcome

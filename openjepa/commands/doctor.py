@@ -1,0 +1,58 @@
+"""`openjepa doctor`: what is in the data, does a recipe fit it, how long will it take and how much memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from openjepa.data.inspect import check_number, describe_data, find_problems
+from openjepa.data.loader import evaluation_batches
+from openjepa.data.sources import open_source
+from openjepa.engine.precision import pick_device
+from openjepa.masks import check_masks, measure_coverage
+from openjepa.recipe.sections import Recipe
+from openjepa.training.build import find_normalization, measure_step, plan_steps
+from openjepa.training.memory import fit_memory, free_bytes, peak_bytes
+from openjepa.training.speed import in_words
+
+MEASURED_S = 20.0  # how long steps are timed
+
+
+def examine(data: str, recipe: Recipe) -> Iterator[str]:
+    """Findings, line by line as they are made. ValueError if the data cannot be opened or the masks cannot be drawn."""
+    source = open_source(data, recipe.data.channels)
+    sample_idx = np.unique(np.linspace(0, len(source) - 1, recipe.health.num_images).astype(np.int64))
+    yield from describe_data(source, sample_idx)
+    check_number(len(source), source.spec)
+    check_masks(recipe.mask, recipe.grid)
+    views, _, skipped = zip(*evaluation_batches(source, recipe.data.size, indices=sample_idx), strict=True)
+    if unreadable := [pair for pairs in skipped for pair in pairs]:
+        path, reason = unreadable[0]
+        counted = f"{len(unreadable)} of {len(sample_idx)} looked at"
+        yield f"{counted} cannot be read and would be skipped, for example {path}: {reason}"
+    for finding in find_problems(torch.cat(views), len(source)):
+        yield f"warning: {finding.words}"
+    coverage = measure_coverage(recipe.mask, recipe.grid)
+    height, width = recipe.data.size
+    yield (
+        f"recipe {recipe.name}: {height} x {width} px, {recipe.grid[0]} x {recipe.grid[1]} patches of "
+        f"{recipe.model.patch_size} px; "
+        f"masks show {coverage.context_frac:.0%}, hide {coverage.target_frac:.0%} as targets"
+    )
+    if len(source) < recipe.data.batch_size:
+        batch = recipe.data.batch_size
+        yield f"only {len(source)} images for a batch of {batch}, so that images repeat within it; lower --data.batch-size"
+    mean, std = find_normalization(recipe, source)
+    line = fit_memory(recipe)
+    step_s = measure_step(recipe, source, mean, std, MEASURED_S).seconds
+    steps = plan_steps(recipe, len(source), step_s)
+    yield f"a step of {recipe.data.batch_size} images takes {step_s:.2f} s here: {recipe.data.batch_size / step_s:.1f} images/s"
+    yield f"{steps} steps, {steps * recipe.data.batch_size / len(source):.1f} epochs: about {in_words(steps * step_s)}"
+    device = pick_device(recipe.train.device)
+    predicted, measured, free = line.predict(recipe.data.batch_size), peak_bytes(device), free_bytes(device)
+    yield (
+        f"peak memory: {predicted / 2**30:.1f} GB predicted from two small batches, {measured / 2**30:.1f} GB measured, "
+        f"{free / 2**30:.0f} GB free; --batch auto takes what fits"
+    )

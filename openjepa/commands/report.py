@@ -1,0 +1,172 @@
+"""The report of a run: its records, and pictures of what its context encoder sees.
+
+The pictures are of held-out images where there are any, else of training images; neighbours are training images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from openjepa.data.loader import evaluation_batches
+from openjepa.data.sources import ImageSource, name_held_out, open_source
+from openjepa.health.verdict import LEARNED_VARIANCE_FRAC, MAX_GRAD_NORM, MIN_FEATURE_VARIANCE, RunFacts, find_healthy_rank
+from openjepa.nn.encoder import Encoder, EncoderOutput
+from openjepa.report.page import build_report
+from openjepa.report.pictures import Beliefs, Neighbours, Pictures
+from openjepa.report.reconstructions import show_beliefs
+from openjepa.runs.folder import Row, RunFolder
+from openjepa.weights.load import find_checkpoint, load_encoder, load_method
+
+Array = npt.NDArray[Any]
+
+NUM_MAPS = 8  # images with a map of their patch features
+NUM_BELIEFS = 9  # images of which hidden blocks are shown
+NUM_QUERIES = 6  # images whose neighbours are shown
+NUM_NEIGHBOURS = 8
+MAX_SEARCHED = 5000  # images among which neighbours are looked for
+
+
+def list_thresholds(run: Row, health_rows: Sequence[Row]) -> dict[str, float]:
+    """The levels that the verdict and the alarms go by, for the curves; the rank's depends on the run's untrained encoder."""
+    levels = {
+        "explained_variance": LEARNED_VARIANCE_FRAC,
+        "feature_variance": MIN_FEATURE_VARIANCE,
+        "grad_norm": MAX_GRAD_NORM,
+    }
+    facts = RunFacts.read(run)
+    ranks = [row["effective_rank_pooled"] for row in health_rows if "effective_rank_pooled" in row]
+    if not ranks:
+        return levels
+    first = ranks[0] if facts.untrained_rank is None else facts.untrained_rank
+    return levels | {"effective_rank_pooled": find_healthy_rank(first, facts.rank_limit)}
+
+
+def write_report(run: str | Path, device: str = "auto") -> Path:
+    """Write RUN/report.html and give its path; without a checkpoint or without the data, it says so in place of pictures."""
+    folder = RunFolder(run)
+    facts = folder.read_run()
+    levels = list_thresholds(facts, folder.read_metrics("health"))
+    return build_report(folder, _draw(folder, facts["data"], facts["recipe"]["data"]["channels"], device), levels)
+
+
+def _draw(folder: RunFolder, data: str, channels: int, device: str) -> Pictures | None:
+    """Pictures of the encoder, or None where the run has no checkpoint yet or its data has moved away."""
+    if not any(folder.checkpoints.glob("step-*.safetensors")):
+        return None
+    checkpoint = find_checkpoint(folder.path)
+    encoder = load_encoder(checkpoint, device=device)
+    pool, held_out = _open(data, channels), _open(name_held_out(data), channels)
+    if pool is None:
+        return None
+    beliefs, problem = _draw_beliefs(checkpoint, held_out or pool, pool)
+    return replace(draw_pictures(encoder, pool, held_out), beliefs=beliefs, beliefs_problem=problem)
+
+
+def _open(spec: str | None, channels: int) -> ImageSource | None:
+    """The images that a spec names, or None where there is no spec or there are none."""
+    if spec is None:
+        return None
+    try:
+        return open_source(spec, channels)
+    except (ValueError, OSError):
+        return None
+
+
+def _draw_beliefs(checkpoint: Path, source: ImageSource, pool: ImageSource) -> tuple[Beliefs | None, str]:
+    """What the checkpoint's predictor believes of images of a source, or None and why not."""
+    try:
+        trained = load_method(checkpoint)
+    except ValueError as error:
+        return None, f"Nothing is known of what the predictor believes: {error}."
+    is_held_out = source.spec != pool.spec
+    num_shown = min(NUM_BELIEFS, len(source) if is_held_out else len(source) // 2)
+    wanted_idx = _spread(len(source), num_shown)
+    images, _ = _load(source, trained.recipe.data.size, wanted_idx)
+    pool_idx = _spread(len(pool), MAX_SEARCHED)
+    if not is_held_out:
+        pool_idx = np.setdiff1d(pool_idx, wanted_idx)  # no image stands for itself
+    return show_beliefs(trained, images, pool, pool_idx), ""
+
+
+def draw_pictures(encoder: Encoder, pool: ImageSource, held_out: ImageSource | None = None) -> Pictures:
+    """Feature maps of images spread evenly over the held-out ones, or over the training images `pool` if there are none, and the
+    training images nearest to the first of them."""
+    shown = pool if held_out is None else held_out
+    images, shown_idx = _load(shown, encoder.size, _spread(len(shown), NUM_MAPS))
+    output = _encode(encoder, images)
+    queries = _Queries(images[:NUM_QUERIES], output.pooled[:NUM_QUERIES], shown_idx[:NUM_QUERIES], shown)
+    return Pictures(_channels_last(images), output.patches.numpy(), _find_neighbours(encoder, queries, pool))
+
+
+class _Queries(NamedTuple):
+    """Images whose neighbours are wanted."""
+
+    images: torch.Tensor
+    pooled: torch.Tensor
+    image_idx: Array  # numbers in the source
+    source: ImageSource
+
+
+def _find_neighbours(encoder: Encoder, queries: _Queries, pool: ImageSource) -> Neighbours | None:
+    """The training images most similar to each query, never itself; None if there are too few.
+
+    At most MAX_SEARCHED training images, spread evenly, are searched.
+    """
+    parts = []
+    for images, kept_idx, _ in evaluation_batches(pool, encoder.size, indices=_spread(len(pool), MAX_SEARCHED)):
+        parts.append((_encode(encoder, images).pooled, kept_idx))
+    pooled, searched_idx = (torch.cat([part[place] for part in parts]) for place in (0, 1))
+    is_itself = torch.zeros(len(queries.image_idx), len(searched_idx), dtype=torch.bool)
+    if queries.source is pool:
+        is_itself = torch.from_numpy(queries.image_idx)[:, None] == searched_idx
+    num_searched = len(searched_idx) - int(is_itself.sum(1).max())
+    if num_searched < NUM_NEIGHBOURS:
+        return None
+    similarity = functional.normalize(queries.pooled, dim=1) @ functional.normalize(pooled, dim=1).T
+    cosines, places = similarity.masked_fill(is_itself, -torch.inf).topk(NUM_NEIGHBOURS)
+    found_idx = searched_idx[places].numpy()
+    found = [_channels_last(_load(pool, encoder.size, row)[0]) for row in found_idx]
+    classes, own_classes = _name_classes(pool, found_idx), _name_classes(queries.source, queries.image_idx)
+    return Neighbours(
+        _channels_last(queries.images),
+        np.stack(found),
+        match_mask=None if classes is None or own_classes is None else classes == own_classes[:, None],
+        cosines=cosines.numpy(),
+        is_held_out=queries.source is not pool,
+        num_searched=num_searched,
+    )
+
+
+def _name_classes(source: ImageSource, image_idx: Array) -> Array | None:
+    """The class names of images, which agree between two sources where class numbers need not; None without labels."""
+    return None if source.labels is None else np.array(source.classes)[source.labels[image_idx]]
+
+
+def _encode(encoder: Encoder, images: torch.Tensor) -> EncoderOutput:
+    """Features on the CPU, computed where the encoder is."""
+    with torch.inference_mode():
+        output = encoder(images.to(encoder.mean.device))
+    return EncoderOutput(output.pooled.cpu(), output.patches.cpu())
+
+
+def _spread(num_images: int, most: int) -> Array:
+    """Numbers of all images, or of `most` of them spread evenly."""
+    return np.unique(np.linspace(0, num_images - 1, most).astype(np.int64))
+
+
+def _load(source: ImageSource, size: tuple[int, int], image_idx: Array) -> tuple[torch.Tensor, Array]:
+    """The readable ones of these images (n, C, H, W), and their numbers."""
+    parts = [(images, numbers) for images, numbers, _ in evaluation_batches(source, size, indices=image_idx)]
+    return torch.cat([images for images, _ in parts]), torch.cat([numbers for _, numbers in parts]).numpy()
+
+
+def _channels_last(images: torch.Tensor) -> Array:
+    return images.permute(0, 2, 3, 1).numpy()

@@ -1,0 +1,157 @@
+"""A look at images before anything is decided: how many, how large, grey or colour.
+
+Sizes come from the headers of files spread evenly over the data. A file stored in colour may still show grey, so a few of those
+are decoded. Files that cannot be read are passed over here; training lists them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int64, UInt8
+from torch import Tensor, unique
+
+from openjepa.data.decode import Header, Pixels, open_image, read_header
+from openjepa.data.skipped import one_line
+from openjepa.data.sources import DecodeError, FolderSource, ImageSource, open_source
+from openjepa.data.sources.packed import read_packed_channels
+
+LOOKED_AT = 200  # images whose size is read
+DECODED = 32  # of those stored in colour, to see whether they show any
+REDUCTION = 8  # at which a JPEG is decoded for that
+GREY_LEVELS = 2  # by which the channels of a grey picture may differ: rounding of a JPEG's colour conversion
+
+
+@dataclass(frozen=True)
+class DataLook:
+    """What is known of the images without decoding them all."""
+
+    num_images: int
+    side_px: int
+    """Median shorter side of those looked at."""
+    channels: int
+    """1 if all looked at are grey, else 3; arrays of another number of channels keep theirs."""
+    num_looked_at: int
+
+
+def look_at(spec: str) -> DataLook:
+    """Look at the data that a user names. Raises ValueError as open_source does, or if no image can be read."""
+    source = open_source(spec, read_packed_channels(spec) or (1 if spec.startswith(("sample:", "fashion-mnist:")) else 3))
+    chosen_idx = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(np.int64)).tolist()
+    headers = {}
+    for index in chosen_idx:
+        try:
+            headers[index] = look_at_header(source, index)
+        except DecodeError as error:
+            unreadable = error
+    if not headers:
+        raise ValueError(f"{spec}: none of {len(chosen_idx)} images looked at can be read; the last is {unreadable}")
+    side_px = int(np.median([min(header.size) for header in headers.values()]))
+    return DataLook(len(source), side_px, _find_channels(source, headers), len(headers))
+
+
+def look_at_header(source: ImageSource, index: int) -> Header:
+    """Size and channels of an image: of a file by its header, of what is in memory already by itself. Raises DecodeError."""
+    if isinstance(source, FolderSource):
+        return read_header(source.files[index])
+    return Header(source.open(index).size, source.channels)
+
+
+def _find_channels(source: ImageSource, headers: dict[int, Header]) -> int:
+    stored = {header.channels for header in headers.values()}
+    if len(stored) == 1 and stored != {3}:
+        return stored.pop()
+    coloured = [index for index, header in headers.items() if header.channels == 3]
+    sampled = [coloured[i] for i in np.unique(np.linspace(0, len(coloured) - 1, DECODED).astype(np.int64))]
+    return 3 if any(_shows_colour(pixels) for pixels in _decode(source, sampled)) else 1
+
+
+def _decode(source: ImageSource, indices: list[int]) -> Iterator[Pixels]:
+    """The readable ones of these images, coarsely where that is less work."""
+    for index in indices:
+        try:
+            picture = open_image(source.files[index], 3) if isinstance(source, FolderSource) else source.open(index)
+            yield picture.decode(REDUCTION)
+        except DecodeError:
+            continue
+
+
+def _shows_colour(pixels: Pixels) -> bool:
+    return bool(np.ptp(pixels.astype(np.int16), axis=2).max() > GREY_LEVELS)
+
+
+FEW_IMAGES = 100  # a tenth of the smallest number that a recipe was tried with, small_1k
+FEWEST_IMAGES = 10  # below, a healthy encoder's effective rank is as low as a collapsed one's
+MANY_FRAC = 0.5  # of the sample: so many copies or flat images are no accident
+
+
+class Finding(NamedTuple):
+    """What is wrong, in words; hopeless if no run on these images could be called healthy."""
+
+    words: str
+    is_hopeless: bool
+
+
+def check_number(num_images: int, spec: str) -> None:
+    """ValueError for a single image: health and regularisers compare images."""
+    if num_images < 2:
+        raise ValueError(f"{spec} holds 1 image, and learning takes images that differ: 2 at the very least, 1,000 to be useful")
+
+
+def find_problems(views: UInt8[Tensor, "sample channels height width"], num_images: int) -> list[Finding]:
+    """Findings on a sample of a data set's views, worst first; none for images as they should be."""
+    sampled = f"{len(views)} sampled images" if len(views) < num_images else f"{len(views)} images"
+    is_flat = _flat_mask(views)
+    flat, different = int(is_flat.sum()), len(unique(views.flatten(1), dim=0))
+    found = []
+    if flat == len(views):
+        colour = "of one flat colour" if views.any() else "black"
+        found.append(Finding(f"all {sampled} are {colour}: there is nothing to predict", True))
+    elif different == 1:
+        found.append(Finding(f"all {sampled} are identical: there is nothing to tell apart", True))
+    elif flat > MANY_FRAC * len(views):
+        found.append(Finding(f"{flat} of {sampled} are of one flat colour and teach nothing", False))
+    elif len(views) - different > MANY_FRAC * len(views):
+        found.append(Finding(f"{sampled} show only {different} different pictures", False))
+    if num_images < FEW_IMAGES:
+        found.append(
+            Finding(
+                f"only {num_images} images: features will not carry over to new ones, and effective rank, which cannot exceed "
+                f"{min(num_images, len(views))} here, says little; no recipe was tried with fewer than 1,000",
+                num_images < FEWEST_IMAGES,
+            )
+        )
+    return found
+
+
+def _flat_mask(views: UInt8[Tensor, "sample channels height width"]) -> Bool[Tensor, " sample"]:
+    """True where every pixel has the first one's colour."""
+    return (views == views[:, :, :1, :1]).flatten(1).all(1)
+
+
+def describe_data(source: ImageSource, sample_idx: Int64[np.ndarray, " sample"]) -> Iterator[str]:
+    """Number, kinds, labels and sizes of the images; sizes are of the sample, and of headers alone where there are files."""
+    sizes = []
+    for index in sample_idx.tolist():
+        with suppress(DecodeError):  # listed when it is decoded
+            sizes.append(look_at_header(source, index).size)
+    kinds = Counter(Path(source.path(index)).suffix.lower() or "array" for index in range(len(source)))
+    yield f"{source.spec}: {len(source)} images ({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())})"
+    if source.labels is None:
+        yield "no labels: enough to pretrain; a probe needs class sub-folders"
+    else:
+        counts = np.bincount(source.labels, minlength=len(source.classes))
+        names = ", ".join(map(one_line, source.classes[:10]))
+        yield f"{len(source.classes)} classes of {counts.min()} to {counts.max()} images: {names}"
+    if sizes:
+        heights, widths = zip(*sizes, strict=True)
+        yield (
+            f"sizes, height x width: {min(heights)} x {min(widths)} to {max(heights)} x {max(widths)} px, "
+            f"median {int(np.median(heights))} x {int(np.median(widths))}, of {len(sizes)} looked at"
+        )

@@ -1,0 +1,1 @@
+"""The generator of labelled scenes (docs/scenes.md)."""

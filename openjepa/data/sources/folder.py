@@ -1,0 +1,99 @@
+"""A folder of images, searched at any depth and listed by path, so that the same folder always gives the same order.
+
+Hidden files and folders and files that are not images are passed over; links are followed, except those that lead back up.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from openjepa.data.decode import EXTENSIONS, Picture, Pixels, open_image
+from openjepa.data.decode import DecodeError as DecodeError
+from openjepa.data.sources.contract import Labels, printable
+
+KINDS = "a folder of images, a pack of them, sample:train, sample:test, fashion-mnist:FOLDER:train or fashion-mnist:FOLDER:test"
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Image files under a folder, decoded when asked for."""
+
+    spec: str
+    channels: int
+    files: list[str] = field(repr=False)
+    labels: Labels | None = field(repr=False)
+    classes: list[str] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def open(self, index: int) -> Picture:
+        """Read the file's header, and if it is no JPEG its pixels."""
+        return open_image(self.files[index], self.channels)
+
+    def load(self, index: int) -> Pixels:
+        """Read and convert the file."""
+        return self.open(index).decode()
+
+    def path(self, index: int) -> str:
+        """The file's path in printable characters."""
+        return printable(self.files[index])
+
+
+def open_folder(spec: str, channels: int) -> FolderSource:
+    """List a folder's images. First-level sub-folders are classes if every image lies in one.
+
+    Raises ValueError if the path is missing or no folder, or holds no images; OSError where it may not be read.
+    """
+    root = Path(spec).expanduser()
+    if not root.exists():
+        raise ValueError(f"there is no {spec}; DATA is {KINDS}")
+    if not root.is_dir():
+        raise ValueError(f"{spec} is a file; DATA is {KINDS}")
+    found = list_files(root)
+    names = [name for name in found if os.path.splitext(name)[1].lower() in EXTENSIONS]
+    if not names:
+        raise ValueError(f"{spec} holds no images: {_describe_files(found)}; JPEG, PNG, WebP, BMP, TIFF, GIF and .npy are read")
+    folders = [name.split("/", 1)[0] if "/" in name else None for name in names]
+    classes = sorted({folder for folder in folders if folder is not None})
+    files = [os.path.join(root, name) for name in names]
+    if None in folders:
+        return FolderSource(spec, channels, files, None, [])
+    numbers = {folder: number for number, folder in enumerate(classes)}
+    labels = np.array([numbers[folder] for folder in folders if folder is not None], np.int64)
+    return FolderSource(spec, channels, files, labels, [printable(name) for name in classes])
+
+
+def list_files(root: Path) -> list[str]:
+    """Paths of all files below a folder, relative to it with "/" between names, sorted; hidden ones left out."""
+    files: list[str] = []
+    waiting = [(str(root), "", frozenset([os.path.realpath(root)]))]
+    while waiting:
+        folder, prefix, above = waiting.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                is_link = entry.is_symlink()
+                if os.path.isdir(entry.path) if is_link else entry.is_dir():
+                    real = os.path.realpath(entry.path)
+                    if real not in above:  # else a link that leads back up
+                        waiting.append((entry.path, f"{prefix}{entry.name}/", above | {real}))
+                elif is_link or entry.is_file():  # a broken link is a file that cannot be read, and is reported as one
+                    files.append(prefix + entry.name)
+    return sorted(files)
+
+
+def _describe_files(names: list[str]) -> str:
+    """How many files there are, and of which kinds, commonest first."""
+    if not names:
+        return "no files"
+    kinds = Counter(os.path.splitext(name)[1].lower() or "without extension" for name in names)
+    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
+    others = f" and {len(kinds) - 5} more kinds" if len(kinds) > 5 else ""
+    return f"{len(names)} file{'s' if len(names) > 1 else ''}, {listed}{others}"

@@ -1,0 +1,1 @@
+"""Whether a run is learning: what is measured, and the verdict."""

@@ -1,0 +1,152 @@
+"""What a predictor believes to be in hidden blocks, as pixels: for the report.
+
+I-JEPA predicts tokens, which no one can see. So each prediction is shown as the real patch whose target token is nearest to it by
+cosine, among the patches of other images, encoded and normalised as targets are in training; the place in the image may differ.
+The paper draws predictions with a generative decoder instead (arXiv 2301.08243, section 8 and figure 6); real patches need no
+training and add no detail of their own; so are MAE's principal components. Its pixels are shown as they are, with the mean and
+spread of the true patch where it predicts normalised ones, as its authors show them (arXiv 2111.06377, figure 2).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from openjepa.data.loader import evaluation_batches
+from openjepa.data.sources import ImageSource
+from openjepa.masks import Masks, sample_masks
+from openjepa.methods.ijepa import IJEPA
+from openjepa.methods.mae import MAE
+from openjepa.nn.encoder import gather_tokens, normalise, patchify
+from openjepa.report.pictures import Beliefs, Flags, Pixels
+from openjepa.weights.load import TrainedMethod
+
+MAX_POOL_IMAGES = 2000
+MAX_POOL_PATCHES = 100_000  # 0.3 GB of tokens 768 wide
+SIMILARITIES = 2**24  # held at a time: 64 MB
+POOL_BATCH = 64
+
+
+def show_beliefs(
+    trained: TrainedMethod,
+    images: UInt8[Tensor, "batch channels height width"],
+    pool: ImageSource,
+    pool_idx: Int64[np.ndarray, " candidates"],
+) -> Beliefs:
+    """Images, a mask of the recipe's for each, and the same images with the hidden blocks as the predictor believes them to be.
+
+    pool and pool_idx: the images whose patches stand for predictions, or as many of them as MAX_POOL_PATCHES allows.
+    """
+    method, recipe = trained.method, trained.recipe
+    assert isinstance(method, IJEPA | MAE)
+    masks = sample_masks(recipe.mask, recipe.grid, len(images), seed=recipe.train.seed, step=0)
+    with torch.inference_mode():
+        pixels = _normalise(trained, images)
+        predictions = method.predict(method.encode_context(pixels, masks), masks)[masks.target_mask].float()
+        is_drawn = recipe.method.targets == "pixels"
+        if is_drawn:
+            believed = _paint(predictions, pixels, masks, trained)
+        else:
+            tokens, patches = encode_pool(trained, pool, pool_idx)
+            believed = patches[find_nearest(predictions, tokens)]
+    filled = fill_patches(images, masks, believed, recipe.model.patch_size)
+    return Beliefs(
+        images=_channels_last(images),
+        filled=_channels_last(filled),
+        context_mask=_mark(masks.context_idx, recipe.grid),
+        target_mask=_mark(masks.target_idx.flatten(1), recipe.grid),
+        is_drawn=is_drawn,
+    )
+
+
+def encode_pool(
+    trained: TrainedMethod, pool: ImageSource, pool_idx: Int64[np.ndarray, " candidates"]
+) -> tuple[Float[Tensor, "patches dim"], UInt8[Tensor, "patches pixels"]]:
+    """Targets of patches of images spread evenly over the candidates, and the patches' pixels, which are patchify's.
+
+    Where a target encoder sees the whole image, every patch is taken; where it sees target patches alone, those of masks.
+    """
+    recipe, method = trained.recipe, trained.method
+    assert isinstance(method, IJEPA | MAE)
+    make_targets = method.encode_targets if isinstance(method, IJEPA) else method.cut_targets
+    num_patches = recipe.grid[0] * recipe.grid[1]
+    num_images = max(min(MAX_POOL_IMAGES, MAX_POOL_PATCHES // num_patches), 1)
+    chosen_idx = pool_idx[np.unique(np.linspace(0, len(pool_idx) - 1, num_images).astype(np.int64))]
+    tokens, patches = [], []
+    for step, (images, _, _) in enumerate(evaluation_batches(pool, recipe.data.size, batch_size=POOL_BATCH, indices=chosen_idx)):
+        if recipe.method.target_input == "image":
+            masks = _all_patches(len(images), num_patches)
+        else:
+            masks = sample_masks(recipe.mask, recipe.grid, len(images), seed=recipe.train.seed, step=step + 1)
+        with torch.inference_mode():
+            tokens.append(make_targets(_normalise(trained, images), masks)[masks.target_mask])
+        pixels = patchify(images.float(), recipe.model.patch_size)
+        cut = gather_tokens(pixels, masks.target_idx.flatten(1)).unflatten(1, masks.target_idx.shape[1:])
+        patches.append(cut[masks.target_mask].to(torch.uint8))
+    return torch.cat(tokens), torch.cat(patches)
+
+
+def find_nearest(queries: Float[Tensor, "queries dim"], pool: Float[Tensor, "pool dim"]) -> Int64[Tensor, " queries"]:
+    """For each query the row of the pool with the largest cosine; the first of those that tie."""
+    keys = functional.normalize(pool, dim=1).T
+    parts = functional.normalize(queries, dim=1).split(max(SIMILARITIES // len(pool), 1))
+    return torch.cat([(part @ keys).argmax(1) for part in parts])
+
+
+def fill_patches(
+    images: UInt8[Tensor, "batch channels height width"],
+    masks: Masks,
+    patches: UInt8[Tensor, "targets pixels"],
+    patch_size: int,
+) -> UInt8[Tensor, "batch channels height width"]:
+    """The images with the real entries of target_idx, in order, replaced by patches; where blocks overlap the later one stays."""
+    pixels = patchify(images.float(), patch_size)
+    image_idx = torch.arange(len(images))[:, None, None].expand_as(masks.target_idx)[masks.target_mask]
+    for image, patch, values in zip(image_idx, masks.target_idx[masks.target_mask], patches.float(), strict=True):
+        pixels[image, patch] = values
+    size = (images.shape[-2], images.shape[-1])
+    return functional.fold(pixels.transpose(1, 2), size, patch_size, stride=patch_size).to(torch.uint8)
+
+
+def _paint(
+    predictions: Float[Tensor, "targets pixels"],
+    pixels: Float[Tensor, "batch channels height width"],
+    masks: Masks,
+    trained: TrainedMethod,
+) -> UInt8[Tensor, "targets pixels"]:
+    """Predicted patches in grey levels, in patchify's order."""
+    if trained.recipe.method.target_norm == "layer":
+        true = gather_tokens(patchify(pixels, trained.recipe.model.patch_size), masks.target_idx.flatten(1))
+        true = true.unflatten(1, masks.target_idx.shape[1:])[masks.target_mask]
+        variance, mean = torch.var_mean(true, dim=-1, keepdim=True)
+        predictions = predictions * (variance + 1e-6).sqrt() + mean  # methods.targets.cut_pixels backwards
+    area = trained.recipe.model.patch_size**2
+    mean_row, std_row = (torch.tensor(values).repeat_interleave(area) for values in (trained.mean, trained.std))
+    return (255 * (predictions * std_row + mean_row)).round().clamp(0, 255).to(torch.uint8)
+
+
+def _normalise(
+    trained: TrainedMethod, images: UInt8[Tensor, "batch channels height width"]
+) -> Float[Tensor, "batch channels height width"]:
+    return normalise(images, torch.tensor(trained.mean).view(-1, 1, 1), torch.tensor(trained.std).view(-1, 1, 1))
+
+
+def _all_patches(num_images: int, num_patches: int) -> Masks:
+    """Every patch as the one target block; the context is not looked at."""
+    every = torch.arange(num_patches).expand(num_images, -1)
+    lengths = torch.full((num_images,), num_patches)
+    return Masks(every, lengths, every[:, None], lengths[:, None])
+
+
+def _mark(idx: Int64[Tensor, "batch entries"], grid: tuple[int, int]) -> Flags:
+    """(B, h, w), True at each image's indices; padding repeats a real one and changes nothing."""
+    marked: Flags = torch.zeros(len(idx), grid[0] * grid[1], dtype=torch.bool).scatter_(1, idx, True).numpy()
+    return marked.reshape(-1, *grid)
+
+
+def _channels_last(images: UInt8[Tensor, "batch channels height width"]) -> Pixels:
+    pixels: Pixels = images.permute(0, 2, 3, 1).numpy()
+    return pixels

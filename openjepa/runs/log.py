@@ -1,0 +1,61 @@
+"""What a run writes and shows while it trains: metrics.jsonl, TensorBoard events and a progress bar."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from openjepa.runs.folder import RunFolder
+
+
+class Journal:
+    """Takes rows of numbers and sentences, and puts them where people look. Use as a context manager."""
+
+    def __init__(self, folder: RunFolder, start_step: int, total_steps: int, console: Console) -> None:
+        """Rows at or after start_step are dropped from metrics.jsonl and hidden in TensorBoard: they will be written again."""
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        folder.drop_metrics_from(start_step)
+        self.folder, self.console = folder, console
+        self.events = SummaryWriter(str(folder.path), purge_step=start_step)
+        columns = (
+            TextColumn("[bold]pretrain"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False),
+        )
+        self.progress = Progress(*columns, console=console, refresh_per_second=4)
+        self.task = self.progress.add_task("", total=total_steps, completed=start_step)
+
+    def __enter__(self) -> Journal:
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.stop()
+        self.events.close()
+
+    def advance(self, step: int, note: str | None = None) -> None:
+        """Move the bar past a step; note replaces the text beside it."""
+        self.progress.update(self.task, completed=step + 1)
+        if note is not None:
+            self.progress.update(self.task, description=note)
+
+    def set_total(self, total_steps: int) -> None:
+        """The run has another number of steps now."""
+        self.progress.update(self.task, total=total_steps)
+
+    def write(self, kind: str, row: dict[str, Any]) -> None:
+        """A row for metrics.jsonl; its numbers also go to TensorBoard as kind/name."""
+        self.folder.append_metrics({"kind": kind, **row})
+        for name, value in row.items():
+            if isinstance(value, int | float) and name != "step":
+                self.events.add_scalar(f"{kind}/{name}", value, row["step"])
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        self.console.print(text, highlight=False, markup=False)

@@ -1,0 +1,3 @@
+"""The version that records name."""
+
+__version__ = "0.1.0"

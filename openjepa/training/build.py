@@ -1,0 +1,178 @@
+"""What a recipe describes, built: the method, the trainer, the batches, the length of the run. session.py puts them together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from openjepa.data.loader import Batch, training_batches
+from openjepa.data.sources import ImageSource
+from openjepa.data.views import IMAGENET_MEAN, IMAGENET_STD, measure_normalization
+from openjepa.engine.fp8 import convert_to_fp8, require_fp8
+from openjepa.engine.optim import make_optimizer
+from openjepa.engine.precision import Precision, choose_precision, make_scaler, pick_device
+from openjepa.engine.prefetch import wait_for
+from openjepa.engine.schedule import target_momentum, warmup_cosine
+from openjepa.methods import Method
+from openjepa.methods.make import make_method
+from openjepa.nn.encoder import compile_layers
+from openjepa.recipe.sections import Recipe
+from openjepa.training.trainer import Schedules, StepRecord, Trainer
+
+NORMALIZATION_IMAGES = 2000  # enough for a mean to two digits
+MEASURED_STEPS = 30  # steps timed for train.max_minutes, at most
+WARMUP_STEPS = 3  # steps before the timing starts: caches, thread pools, data workers
+COMPILING_STEPS = 20  # steps of a compiled recipe at the least: they meet nearly all of its shapes
+COMPILING_TIMES = 19  # as long as the measuring: with it, the whole length of a run that measures for a twentieth of that
+MOST_STEPS = 1000  # of a compiled recipe, which end sooner by the clock
+SETTLED_TIMES = 2.0  # the fastest step: what takes longer has compiled something
+PAD_MULTIPLE = 16  # tokens; compiled layers then meet about ten shapes in a run (docs/performance.md)
+RESERVED_FRAC = 0.03  # share of max_minutes kept for health measurements and checkpoints
+
+
+def make_schedules(recipe: Recipe, total_steps: int) -> Schedules:
+    """Learning rate and momentum over total_steps; warm-up keeps its share of the run."""
+    optim, momentum = recipe.optim, recipe.momentum
+    scale = recipe.data.batch_size / optim.lr_batch_size if optim.lr_batch_size else 1.0
+    warmup_steps = round(total_steps * min(optim.warmup_epochs / recipe.train.epochs, 1.0))
+    return Schedules(
+        total_steps,
+        lambda step: scale * warmup_cosine(step, total_steps, warmup_steps, optim.start_lr, optim.lr, optim.final_lr),
+        lambda step: target_momentum(step, total_steps, momentum.schedule, momentum.start, momentum.end),
+    )
+
+
+def make_trainer(recipe: Recipe, mean: list[float], std: list[float], total_steps: int, precision: Precision) -> Trainer:
+    """A method with fresh weights, a function of train.seed alone, and everything a step needs."""
+    device = pick_device(recipe.train.device)
+    torch.manual_seed(recipe.train.seed)
+    method = make_method(recipe).to(device)
+    if recipe.train.fp8:
+        require_fp8(device)
+        for layers in list_layers(method):
+            convert_to_fp8(layers)
+    if recipe.train.compile:
+        for layers in list_layers(method):
+            compile_layers(layers)
+    fused = device.type == "cuda" or precision != "fp32"
+    return Trainer(
+        method=method,
+        optimizer=make_optimizer(method, recipe.model.encoder_shape[1], recipe.optim, fused=fused),
+        scaler=make_scaler(device, precision),
+        schedules=make_schedules(recipe, total_steps),
+        device=device,
+        precision=precision,
+        mean=torch.tensor(mean, device=device).view(-1, 1, 1),
+        std=torch.tensor(std, device=device).view(-1, 1, 1),
+        seed=recipe.train.seed,
+        accumulation_steps=recipe.train.accumulation_steps,
+        clip_grad_norm=recipe.optim.clip_grad_norm,
+        log_every_steps=recipe.train.log_every_steps,
+        pad_multiple=PAD_MULTIPLE if recipe.train.compile else 1,
+    )
+
+
+def list_layers(method: Method) -> list[nn.Sequential]:
+    """The transformer layers of a method's encoders and predictor, where nearly all of a step's time goes."""
+    parts: list[Any] = [*method.encoders().values(), method.predictor]
+    return [part.blocks for part in parts]
+
+
+def find_normalization(recipe: Recipe, source: ImageSource) -> tuple[list[float], list[float]]:
+    """Channel mean and standard deviation of images in [0, 1]: ImageNet's, or measured on the source."""
+    if recipe.data.normalization == "measured":
+        return measure_normalization(source, NORMALIZATION_IMAGES)
+    if recipe.data.channels == 3:
+        return list(IMAGENET_MEAN), list(IMAGENET_STD)
+    if recipe.data.channels == 1:
+        return [sum(IMAGENET_MEAN) / 3], [sum(IMAGENET_STD) / 3]
+    raise ValueError(f"data.normalization imagenet has no statistics for {recipe.data.channels} channels; use measured")
+
+
+def make_batches(recipe: Recipe, source: ImageSource, start_step: int, total_steps: int) -> Generator[Batch, None, None]:
+    """The run's batches from start_step on."""
+    return training_batches(
+        source, recipe.data, recipe.mask, recipe.grid, seed=recipe.train.seed, start_step=start_step, total_steps=total_steps
+    )
+
+
+class StepTime(NamedTuple):
+    """Mean seconds of a training step with its data, and the share of them spent waiting for the data."""
+
+    seconds: float
+    data_wait_frac: float
+
+
+def measure_step(recipe: Recipe, source: ImageSource, mean: list[float], std: list[float], max_s: float) -> StepTime:
+    """Time some steps for about max_s seconds, on a trainer that is thrown away afterwards."""
+    precision = choose_precision(pick_device(recipe.train.device), recipe.train.precision)
+    trainer = make_trainer(recipe, mean, std, MOST_STEPS, precision)
+    if recipe.train.compile:
+        with closing(make_batches(recipe, source, 0, MOST_STEPS)) as batches:
+            return _time_compiled(trainer, batches, max_s)
+    with closing(make_batches(recipe, source, 0, WARMUP_STEPS + MEASURED_STEPS)) as batches:
+        return _time_stretch(trainer, batches, max_s)
+
+
+def _time_stretch(trainer: Trainer, batches: Iterator[Batch], max_s: float) -> StepTime:
+    """The mean over steps in a row. A GPU is waited for before the first and after the last, but within only where a run waits.
+
+    Waiting for data counts where the GPU has nothing left to do meanwhile.
+    """
+    deadline = time.perf_counter() + max_s
+    trainer.log_every_steps = min(trainer.log_every_steps, MEASURED_STEPS // 3)
+    trainer.run(islice(batches, WARMUP_STEPS), lambda record: False)
+    count, waits = 0, []
+
+    def after_step(record: StepRecord) -> bool:
+        nonlocal count
+        count += 1
+        if trainer.device.type == "cpu" or count == 1 or record.step % trainer.log_every_steps == 0:
+            waits.append(record.data_wait_s)
+        return time.perf_counter() > deadline
+
+    wait_for(trainer.device)
+    started = time.perf_counter()
+    trainer.run(batches, after_step)
+    wait_for(trainer.device)
+    step_s = (time.perf_counter() - started) / count
+    return StepTime(step_s, sum(waits) / len(waits) / step_s)
+
+
+def _time_compiled(trainer: Trainer, batches: Iterator[Batch], max_s: float) -> StepTime:
+    """The mean over those steps in which nothing was compiled: a step that meets a new shape takes many times as long.
+
+    Compiled code stays for the run, so compiling may take COMPILING_TIMES max_s on top.
+    """
+    deadline = time.perf_counter() + (1 + COMPILING_TIMES) * max_s
+    trainer.log_every_steps = 1  # each step's time is its own
+    times: list[tuple[float, float]] = []
+    settled: list[tuple[float, float]] = []
+
+    def after_step(record: StepRecord) -> bool:
+        times.append((record.step_s, record.data_wait_s))
+        counted = times[WARMUP_STEPS:] or times
+        fastest = min(step_s for step_s, _ in counted)
+        settled[:] = [pair for pair in counted if pair[0] <= SETTLED_TIMES * fastest]
+        enough = len(settled) >= MEASURED_STEPS or sum(map(sum, settled)) > max_s
+        return (enough and len(times) >= COMPILING_STEPS) or time.perf_counter() > deadline
+
+    trainer.run(batches, after_step)
+    computing, waiting = (sum(column) / len(settled) for column in zip(*settled, strict=True))
+    return StepTime(computing + waiting, waiting / (computing + waiting))
+
+
+def plan_steps(recipe: Recipe, num_images: int, step_s: float | None) -> int:
+    """The number of optimizer steps: from epochs, and no more than max_steps or max_minutes allow."""
+    steps = max(round(recipe.train.epochs * num_images / recipe.data.batch_size), 1)
+    if recipe.train.max_steps is not None:
+        steps = min(steps, recipe.train.max_steps) if recipe.train.max_minutes else recipe.train.max_steps
+    if recipe.train.max_minutes is not None and step_s is not None:
+        steps = min(steps, max(int(60 * recipe.train.max_minutes * (1 - RESERVED_FRAC) / step_s), 1))
+    return steps

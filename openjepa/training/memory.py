@@ -1,0 +1,133 @@
+"""How much memory a training step takes, and the largest batch that fits: measured, not looked up.
+
+Memory grows with the batch by the same amount for every image, so steps of two small batches tell the line. All their images
+have one mask, the heaviest of some thousands drawn, since a run that fits on average still stops at its worst batch. Left out:
+what malloc keeps of steps that all have other shapes, some hundred MB on a CPU, for which USABLE_FRAC leaves room.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import torch
+
+from openjepa.data.loader import Batch
+from openjepa.engine.precision import choose_precision, pick_device
+from openjepa.masks import Masks, sample_masks
+from openjepa.recipe.files import build_recipe
+from openjepa.recipe.sections import Recipe
+from openjepa.training.build import make_trainer
+
+SMALL_BATCHES = (8, 24)  # images in each accumulated part; below, what does not grow with the batch hides what does
+STEPS = 2  # from the second on the optimizer has its moments
+DRAWN_BATCHES, DRAWN_IMAGES = 64, 32  # among which the heaviest mask is looked for
+USABLE_FRAC = 0.85  # of the memory there is: the rest is for data workers, health and checkpoints
+BATCH_MULTIPLE = 8  # from here on batches are multiples of it, which matrix products like
+
+
+class MemoryLine(NamedTuple):
+    """Peak memory of training in bytes as a line over the images of a batch."""
+
+    fixed: float
+    per_image: float
+
+    def predict(self, batch_size: int) -> float:
+        """Bytes at a batch size."""
+        return self.fixed + self.per_image * batch_size
+
+
+def fit_memory(recipe: Recipe) -> MemoryLine:
+    """Measure the peak at two small batches of the heaviest mask."""
+    parts = recipe.train.accumulation_steps
+    small, large = (parts * size for size in SMALL_BATCHES)
+    peaks = [measure_peak_bytes(with_batch_size(recipe, size)) for size in (small, large)]
+    per_image = max(peaks[1] - peaks[0], 1) / (large - small)
+    return MemoryLine(peaks[0] - per_image * small, per_image)
+
+
+def find_batch_size(recipe: Recipe, num_images: int) -> int:
+    """The largest batch that fits into the device's free memory, and holds no image twice.
+
+    ValueError if not even a small one fits.
+    """
+    line, parts = fit_memory(recipe), recipe.train.accumulation_steps
+    usable = USABLE_FRAC * free_bytes(pick_device(recipe.train.device))
+    fitting = min(int((usable - line.fixed) / line.per_image), num_images)
+    multiple = parts * BATCH_MULTIPLE if fitting >= parts * BATCH_MULTIPLE else parts
+    batch_size = fitting // multiple * multiple
+    if batch_size < parts:
+        raise ValueError(
+            f"--batch auto: {parts} images of recipe {recipe.name} need {line.predict(parts) / 2**30:.1f} GB, "
+            f"{usable / 2**30:.1f} GB can be used; take a smaller model.encoder, or "
+            "turn on train.activation_checkpointing"
+        )
+    return batch_size
+
+
+def measure_peak_bytes(recipe: Recipe) -> int:
+    """Peak memory of training steps at the recipe's batch size: of the process on a CPU, of PyTorch on a GPU."""
+    device = pick_device(recipe.train.device)
+    batch = heaviest_batch(recipe)
+    _reset_peak(device)
+    channels = recipe.data.channels
+    precision = choose_precision(device, recipe.train.precision)
+    trainer = make_trainer(recipe, [0.5] * channels, [0.25] * channels, total_steps=1000, precision=precision)
+    for _ in range(STEPS):
+        trainer.step(batch)
+    return peak_bytes(device)
+
+
+def heaviest_batch(recipe: Recipe) -> Batch:
+    """A batch of black images that all have the mask with the most tokens among those drawn."""
+    heaviest: Masks | None = None
+    most = 0
+    for step in range(DRAWN_BATCHES):
+        drawn = sample_masks(recipe.mask, recipe.grid, DRAWN_IMAGES, seed=0, step=step)
+        tokens = drawn.context_lengths + drawn.target_lengths.sum(1)
+        if int(tokens.max()) > most:
+            most, heaviest = int(tokens.max()), drawn.split(DRAWN_IMAGES)[int(tokens.argmax())]
+    assert heaviest is not None
+    size = recipe.data.batch_size
+    images = torch.zeros(size, recipe.data.channels, *recipe.data.size, dtype=torch.uint8)
+    return Batch(0, images, heaviest.repeat(size), torch.zeros(size, dtype=torch.int64))
+
+
+def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
+    """The recipe at another batch size."""
+    values = recipe.model_dump()
+    values["data"]["batch_size"] = batch_size
+    return build_recipe(values, where=f"recipe {recipe.name} at batch size {batch_size}")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that training may take: what is free, and what this process holds and can use again.
+
+    That is its resident memory on a CPU, and on a GPU what PyTorch has reserved and no tensor uses.
+    """
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + cached)
+    return int(psutil.virtual_memory().available + psutil.Process().memory_info().rss)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The largest amount since the last reset, or, where a process cannot reset it, since it started."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text("utf-8").splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): VmHWM starts again from the present size

@@ -1,0 +1,61 @@
+"""What may change when a run is resumed: for every recipe key, whether it acts from then on or cannot.
+
+Keys that are not in REFUSED act from the first resumed step on, once the user accepts them; IGNORED say nothing about
+the computation. tests/unit/test_resume.py resumes a run with every key changed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openjepa.recipe.edit import changed_keys
+from openjepa.recipe.sections import Recipe
+
+IGNORED = frozenset({"name", "description", "version"})
+_SHAPE = "the weights were made for the recorded value"
+_DRAWN = "it decides the first weights, which were drawn long ago"
+_PREDICTS = "the predictor was trained to predict something else"
+REFUSED = {
+    "data.image_size": _SHAPE,
+    "data.channels": _SHAPE,
+    "data.normalization": "the weights were trained on images normalised the recorded way",
+    "model.encoder": _SHAPE,
+    "model.width": _SHAPE,
+    "model.depth": _SHAPE,
+    "model.heads": _SHAPE,
+    "model.patch_size": _SHAPE,
+    "model.predictor_width": _SHAPE,
+    "model.predictor_depth": _SHAPE,
+    "model.predictor_heads": _SHAPE,
+    "model.predictor_positions": _SHAPE,
+    "model.residual_rescale": _DRAWN,
+    "train.seed": _DRAWN,
+    "method.name": _PREDICTS,
+    "method.targets": _PREDICTS,
+    "health.num_images": "earlier health measurements are of the recorded number",
+}
+PLANNED_FROM = frozenset({"train.epochs", "train.max_steps", "train.max_minutes", "data.batch_size", "number of images"})
+
+Changes = dict[str, tuple[Any, Any]]
+
+
+def find_changes(recorded: Recipe, asked: Recipe) -> Changes:
+    """Keys of the recipe whose values differ and matter, as {section.key: (recorded, asked)}."""
+    return {key: pair for key, pair in changed_keys(recorded, asked).items() if key not in IGNORED}
+
+
+def check_changes(changes: Changes, accepted: bool, run: str) -> None:
+    """ValueError for a change that a resumed run cannot follow, or that the user has not accepted."""
+    refused = [f"{_word(key, changes[key])}: {REFUSED[key]}" for key in changes if key in REFUSED]
+    if refused:
+        raise ValueError(
+            f"{run} cannot go on with {'; '.join(refused)}. Drop the change, or start a new run from its weights: "
+            f"another --out, --init {run} and no --resume"
+        )
+    if changes and not accepted:
+        listed = "; ".join(_word(key, pair) for key, pair in changes.items())
+        raise ValueError(f"{run} was started with other settings: {listed}. Drop the changes or add --accept-changes")
+
+
+def _word(key: str, pair: tuple[Any, Any]) -> str:
+    return f"{key} {pair[0]} -> {pair[1]}"

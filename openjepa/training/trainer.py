@@ -1,0 +1,184 @@
+"""The training loop. One step, in order: rates of this step, gradients, unscale, clip, check, optimizer, momentum update.
+
+State is one integer: rates, momentum and every random draw are functions of the step. On a CPU a resume from weights, optimizer
+and step is bit-equal to a run never stopped (tests/chaos/test_kill_and_resume.py). On a GPU it sees the same images, views, masks
+and rates, but the backward pass of attention adds up in no fixed order there: two equal runs agree to rounding, and so does a
+resumed one. A step whose loss or gradient is not finite is skipped before the optimizer sees it, and is one of two things. An
+overflow is routine in fp16: the loss is finite, the scaled gradients are not, and the scaler lowers its scale. Anything else is a
+broken step; ten in a row stop the run. A GPU is waited for before and after a logged step alone: it skips by itself, and its
+answer is read a step later (engine/ahead.py). Knows no recipe, no files: hooks are handed in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from openjepa.data.loader import Batch, Part
+from openjepa.engine.optim import clip_gradients, momentum_where, set_rates, step_where
+from openjepa.engine.precision import LEAST_SCALE, Precision, autocast, read_scale
+from openjepa.engine.prefetch import Answer, place_ahead, wait_for
+from openjepa.methods import Method
+from openjepa.nn.encoder import normalise
+
+MAX_SKIPPED_IN_A_ROW = 10
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """Learning rate and momentum as functions of a place, 0 to total_steps - 1, and each step's place (engine/pace.py)."""
+
+    total_steps: int
+    lr: Callable[[int | float], float]
+    momentum: Callable[[int | float], float]
+    place: Callable[[int], float] = float
+
+
+@dataclass
+class StepRecord:
+    """What one step did; tensors stay on the device until somebody logs them."""
+
+    step: int
+    metrics: dict[str, Tensor]
+    grad_norm: Tensor  # before clipping, of the last step whose gradients did not overflow; 0 before there is one
+    lr: float
+    weight_decay: float
+    momentum: float
+    batch: Batch
+    skipped: list[Batch]  # broken steps found since the last one: on a CPU this step's or none, on a GPU the one before
+    skipped_in_a_row: int  # broken steps
+    num_skipped: int  # broken steps
+    num_overflows: int  # steps skipped because fp16 gradients overflowed while the scaler looked for its scale
+    data_wait_s: float
+    step_s: float
+
+
+@dataclass
+class Trainer:
+    """A method, its optimizer and schedules, and how a step is computed."""
+
+    method: Method
+    optimizer: AdamW
+    scaler: torch.amp.GradScaler
+    schedules: Schedules
+    device: torch.device
+    precision: Precision
+    mean: Tensor
+    std: Tensor
+    seed: int
+    accumulation_steps: int = 1
+    clip_grad_norm: float | None = None
+    log_every_steps: int = 1
+    pad_multiple: int = 1
+    num_skipped: int = 0
+    skipped_in_a_row: int = 0
+    num_overflows: int = 0
+    is_updating: bool = False  # the weights are between two steps: an error then leaves no state to save
+    unread: list[tuple[Batch, Answer]] = field(default_factory=list)  # of each step: was it finite, did it overflow
+    weights: list[nn.Parameter] = field(init=False)
+    grad_norm: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.weights = [weight for weight in self.method.parameters() if weight.requires_grad]
+        self.grad_norm = torch.zeros((), device=self.device)
+
+    def run(self, batches: Iterator[Batch], after_step: Callable[[StepRecord], bool]) -> None:
+        """Train on every batch; stop early when after_step returns True.
+
+        Raises ArithmeticError after ten broken steps in a row.
+        """
+        self.method.train()
+        asked = time.perf_counter()
+        for batch in place_ahead(batches, self.place, self.device):
+            started = time.perf_counter()
+            record = self.step(batch, data_wait_s=started - asked)
+            self.wait_if_logged(batch.step)
+            record.step_s = time.perf_counter() - started
+            if after_step(record):
+                return
+            if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+                raise ArithmeticError(
+                    f"{MAX_SKIPPED_IN_A_ROW} steps in a row, the last being step {batch.step - len(self.unread)}, had a loss or "
+                    "gradient that is not finite"
+                )
+            self.wait_if_logged(batch.step + 1)  # a logged step's time is its own
+            asked = time.perf_counter()
+
+    def step(self, batch: Batch, data_wait_s: float = 0.0) -> StepRecord:
+        """One optimizer step on one batch."""
+        step, schedules = batch.step, self.schedules
+        torch.manual_seed(self.seed * 1_000_003 + step)  # whatever the method draws is a function of the step
+        place = schedules.place(step)
+        lr, momentum = schedules.lr(place), schedules.momentum(place)
+        set_rates(self.optimizer, lr, place, schedules.total_steps)
+        metrics = self.accumulate_gradients(batch)
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = clip_gradients(self.weights, self.clip_grad_norm)
+        is_loss_finite, are_gradients_finite = torch.isfinite(metrics["loss"]), torch.isfinite(grad_norm)
+        finite = is_loss_finite & are_gradients_finite
+        self.is_updating = True
+        step_where(finite, self.optimizer)
+        self.method.update_target(momentum_where(finite, momentum))
+        self.is_updating = False
+        scale = read_scale(self.scaler, self.device)
+        self.scaler.update()
+        falls = (read_scale(self.scaler, self.device) < scale) & (scale >= LEAST_SCALE)
+        overflowed = is_loss_finite & ~are_gradients_finite & falls
+        self.grad_norm = torch.where(overflowed, self.grad_norm, grad_norm)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.unread.append((batch, Answer(torch.stack([finite, overflowed]))))
+        skipped = self.find_skipped(leave=1 if self.device.type == "cuda" else 0)
+        decay = max(float(group["weight_decay"]) for group in self.optimizer.param_groups)
+        return StepRecord(
+            step, metrics, self.grad_norm, lr, decay, momentum, batch,
+            skipped, self.skipped_in_a_row, self.num_skipped, self.num_overflows, data_wait_s, step_s=0.0,
+        )  # fmt: skip
+
+    def accumulate_gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """Gradients of the batch's mean loss, part by part, and its metrics.
+
+        Each part counts by its number of real target tokens, so that the parts together are the large batch.
+        """
+        metrics: dict[str, Tensor] = {}
+        for images, masks, share in batch.parts or self.place(batch).parts:
+            with autocast(self.device, self.precision):
+                loss, part_metrics = self.method(normalise(images, self.mean, self.std), masks)
+            self.scaler.scale(loss * share).backward()
+            for key, value in part_metrics.items():
+                metrics[key] = metrics.get(key, torch.zeros_like(value)) + share * value
+        return metrics
+
+    def place(self, batch: Batch) -> Batch:
+        """The batch with its parts on the device."""
+        total = batch.masks.target_lengths.sum()
+        images = batch.images.to(self.device, non_blocking=True).chunk(self.accumulation_steps)
+        masks = batch.masks.split(self.accumulation_steps)
+        shares = [float(part.target_lengths.sum() / total) for part in masks]
+        placed = [part.pad(self.pad_multiple).to(self.device) for part in masks]
+        return replace(batch, parts=[Part(*part) for part in zip(images, placed, shares, strict=True)])
+
+    def find_skipped(self, leave: int = 0) -> list[Batch]:
+        """Count overflows and broken steps, and give the batches of the broken; the last `leave` steps are not asked for yet."""
+        skipped = []
+        while len(self.unread) > leave:
+            batch, answer = self.unread.pop(0)
+            finite, overflowed = answer.read()
+            if finite:
+                self.skipped_in_a_row = 0
+            elif overflowed:
+                self.num_overflows += 1
+            else:
+                self.skipped_in_a_row += 1
+                self.num_skipped += 1
+                skipped.append(batch)
+        return skipped
+
+    def wait_if_logged(self, step: int) -> None:
+        """Block until a GPU's queued work is done, if the step is a logged one."""
+        if step % self.log_every_steps == 0:
+            wait_for(self.device)
