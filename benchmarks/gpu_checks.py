@@ -73,9 +73,8 @@ def make_recipe(**changes: dict[str, Any]) -> Recipe:
 
 def train_some(recipe: Recipe, steps: int) -> tuple[Trainer, list[StepRecord]]:
     """A trainer after some steps from the start, and their records."""
-    records: list[StepRecord] = []
     trainer = make_trainer(recipe, MEAN, STD, 200, choose_precision(DEVICE, recipe.train.precision))
-    trainer.run(make_batches(recipe, SOURCE, 0, steps), lambda record: bool(records.append(record)))
+    records = list(trainer.steps(make_batches(recipe, SOURCE, 0, steps)))
     wait_for(DEVICE)
     return trainer, records
 
@@ -99,7 +98,7 @@ def step_time() -> Found:
     recipe, steps = make_recipe(), 60 if ON_GPU else 12
     trainer, _ = train_some(recipe, 5)
     started = time.perf_counter()
-    trainer.run(make_batches(recipe, SOURCE, 5, 5 + steps), lambda record: False)
+    list(trainer.steps(make_batches(recipe, SOURCE, 5, 5 + steps)))
     wait_for(DEVICE)
     true_s = (time.perf_counter() - started) / steps
     ratio = measure_step(recipe, SOURCE, MEAN, STD, 60.0).seconds / true_s
@@ -117,7 +116,7 @@ def no_waiting() -> Found:
         (batch,) = make_batches(recipe, SOURCE, 2, 3)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            trainer.step(batch)
+            trainer.step([batch])
             waits[name] = "none"
         except RuntimeError as error:
             waits[name] = str(error).splitlines()[0]
@@ -210,7 +209,7 @@ def pca_targets() -> Found:
     """Are whitened targets white, whatever the precision of the model? | float32, standard deviations within 10 % of 1"""
     recipe = make_recipe(method={"targets": "pca", "target_norm": "none"})
     trainer = make_trainer(recipe, MEAN, STD, 200, choose_precision(DEVICE, "bf16"))
-    part = trainer.place(next(iter(make_batches(recipe, SOURCE, 0, 1)))).parts[0]
+    part = trainer.place(next(iter(make_batches(recipe, SOURCE, 0, 1))))
     with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         targets = trainer.method.encode_targets(normalise(part.images, trainer.mean, trainer.std), part.masks)
     spread = part.masks.pick_targets(targets).float().std(0)
@@ -243,7 +242,7 @@ def probe_on_the_device() -> Found:
     encoder = Encoder(vit, MEAN, STD).to(DEVICE)
     some = ArraySource("some", 1, SOURCE.images[:64], SOURCE.labels[:64], SOURCE.classes)
     Probe(some, some, recipe.data.size, 1, encoder).measure(encoder)
-    trainer.run(make_batches(recipe, SOURCE, 1, 2), lambda record: False)
+    list(trainer.steps(make_batches(recipe, SOURCE, 1, 2)))
     where = str(next(vit.parameters()).device.type)
     return Found({"encoder_is_on": where}, where == DEVICE.type)
 

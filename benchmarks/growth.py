@@ -81,7 +81,7 @@ def time_steps(rounds: int, **changes: int) -> dict[str, Any]:
     times = []
     for _ in range(1 + rounds):
         started = time.process_time()
-        trainer.step(batch)
+        trainer.step([batch])
         times.append(time.process_time() - started)
     tokens = recipe.grid[0] * recipe.grid[1]
     return shape | {

@@ -132,7 +132,7 @@ def main() -> None:
         for name, trainer in trainers.items():
             wait_for(trainer.device)
             started = time.perf_counter()
-            record = trainer.step(batch)
+            record = trainer.step([batch])
             wait_for(trainer.device)
             times[name].append(time.perf_counter() - started)
             losses[name].append(float(record.metrics["loss"]))

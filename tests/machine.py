@@ -61,16 +61,15 @@ class SimulatedTrainer(Trainer):
     def __init__(self, machine: Machine, log_every_steps: int) -> None:
         self.machine, self.device, self.log_every_steps, self.skipped_in_a_row = machine, torch.device("cuda"), log_every_steps, 0
 
-    def run(self, batches: Iterator[int], after_step: Callable[[StepRecord], bool]) -> None:
-        """As Trainer.run: wait before and after a logged step."""
+    def steps(self, batches: Iterator[int]) -> Iterator[StepRecord]:
+        """As Trainer.steps: wait before and after a logged step."""
         asked = self.machine.now
         for step in batches:
             started = self.machine.now
             record = self.machine.step(step, started - asked)
             self.wait_if_logged(step)
             record.step_s = self.machine.now - started
-            if after_step(record):
-                return
+            yield record
             self.wait_if_logged(step + 1)
             asked = self.machine.now
 

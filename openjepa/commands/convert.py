@@ -44,8 +44,8 @@ from openjepa.weights.official import is_release, read_release
 FormatName = Literal["hf", "timm", "onnx", "safetensors"]
 Features = Callable[[Any], EncoderOutput]  # of uint8 images (B, C, H, W), or (C, H, W) each where the format cuts pictures
 TOLERANCE = 1e-4  # largest absolute difference of a feature of the same pixels after an export
-BATCHES = (1, 2, 5)  # images at a time in the comparison: a batch that is fixed by mistake shows
-PICTURE_SIZES = ((200, 300), (300, 200), (333, 201), (201, 333), (480, 641), (17, 13))  # height and width: even, odd, tiny
+BATCHES = (1, 2)  # images at a time in the comparison: a batch that is fixed by mistake shows
+PICTURE_SIZES = ((201, 333), (480, 320), (17, 13))  # height and width: wide and odd, high and even, tiny
 
 
 class Format(NamedTuple):
@@ -157,7 +157,7 @@ def export(run: str | Path, format: FormatName, out: str | Path, *, encoder: Enc
         if not chosen.cuts_pictures:
             return Agreement(difference)
         resized = [tile(picture, size) for picture, size in zip(pictures, PICTURE_SIZES, strict=False)]
-        return Agreement(difference, *compare_pictures(ours, theirs, [*pictures, *resized]))
+        return Agreement(difference, *compare_pictures(ours, theirs, [pictures[0], *resized]))
 
 
 def compare(ours: Features, theirs: Features, images: Tensor) -> float:

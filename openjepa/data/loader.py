@@ -1,8 +1,10 @@
-"""Batches: which images, which views and which masks a step trains on, as a function of (seed, step, rank) alone.
+"""Batches: which images, which views and which masks a step trains on.
 
 Position p of the training stream is image p mod N of epoch p // N, and each epoch is a fresh permutation of all N
-images. Step s of rank r takes the positions from s * global batch + r * local batch on. So a run resumes at any step
-without replaying, and the number of worker processes changes nothing (test_loader and test_sample_order pin both).
+images. A view is a function of (seed, position), the masks of a global batch are one of (seed, step). Step s of rank r
+takes the positions from s * global batch + r * local batch on, in micro-batches, and its rows of the masks. So a run
+resumes at any step without replaying, and neither the number of processes nor of workers changes what is seen
+(tests/laws/test_sample_order.py, tests/unit/test_loader.py).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -48,24 +50,16 @@ Item = TypeVar("Item")
 EvaluationBatch = tuple[UInt8[Tensor, "B C H W"], Int64[Tensor, " B"], list[tuple[str, str]]]
 
 
-class Part(NamedTuple):
-    """Images that go through the model at once."""
-
-    images: UInt8[Tensor, "B C H W"]
-    masks: Masks
-    share: float  # of the batch's real target tokens
-
-
 @dataclass(frozen=True)
 class Batch:
-    """What one step of one process trains on."""
+    """A micro-batch: what goes through the model at once. A step of one process is accumulation_steps of them."""
 
     step: int
     images: UInt8[Tensor, "B C H W"]
     masks: Masks
     image_idx: Int64[Tensor, " B"]  # numbers in the source
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (path, reason) of unreadable files, replaced by others
-    parts: list[Part] = field(default_factory=list)  # cut and on the device, once the trainer has placed it
+    share: float = 1.0  # of the real target tokens of the step's global batch
 
     def pin_memory(self) -> Batch:
         """Called by the DataLoader, so that copies of the images to a GPU overlap with its work."""
@@ -99,19 +93,25 @@ def training_batches(
     seed: int,
     start_step: int,
     total_steps: int,
+    accumulation_steps: int = 1,
     rank: int = 0,
     world_size: int = 1,
 ) -> Generator[Batch, None, None]:
-    """Batches of the steps start_step to total_steps - 1 of one process, B = settings.batch_size // world_size images each.
+    """Micro-batches of the steps start_step to total_steps - 1 of one process: accumulation_steps of them for each step.
 
-    An unreadable image is replaced by another and listed in `Batch.skipped`. Closing the generator ends its workers.
-    Raises ValueError if the batch cannot be shared evenly; while iterating, DecodeError if replacements fail as well.
+    B = settings.batch_size // world_size // accumulation_steps. An unreadable image is replaced by another and listed in
+    `Batch.skipped`. Closing the generator ends its workers. Raises ValueError if the batch cannot be divided evenly; while
+    iterating, DecodeError if replacements fail as well.
     """
-    if settings.batch_size % world_size:
-        raise ValueError(f"data.batch_size {settings.batch_size} cannot be shared evenly by {world_size} processes")
+    if settings.batch_size % (world_size * accumulation_steps):
+        raise ValueError(
+            f"data.batch_size {settings.batch_size} cannot be shared evenly by {world_size} processes with "
+            f"train.accumulation_steps {accumulation_steps}; make it a multiple of {world_size * accumulation_steps}"
+        )
     assert source.channels == settings.channels, (source.channels, settings.channels)
-    steps = _Steps(source, settings, mask, grid, seed, rank, world_size)
-    return stream_items(steps, range(start_step, total_steps), settings.workers, pin_memory=torch.cuda.is_available())
+    items = _MicroBatches(source, settings, mask, grid, seed, accumulation_steps, rank, world_size)
+    numbers = range(start_step * accumulation_steps, total_steps * accumulation_steps)
+    return stream_items(items, numbers, settings.workers, pin_memory=torch.cuda.is_available())
 
 
 def evaluation_batches(
@@ -134,40 +134,48 @@ def evaluation_batches(
 
 
 @dataclass(frozen=True)
-class _Steps(Dataset[Batch | ValueError]):
-    """The training stream, indexed by step. Errors are items: the DataLoader would bury their one line in a traceback."""
+class _MicroBatches(Dataset[Batch | ValueError]):
+    """The training stream, indexed by step * accumulation_steps + micro-batch.
+
+    Errors are items: the DataLoader would bury their one line in a traceback.
+    """
 
     source: ImageSource
     settings: Data
     mask: Mask
     grid: tuple[int, int]
     seed: int
+    accumulation_steps: int
     rank: int
     world_size: int
 
-    def __getitem__(self, step: int) -> Batch | ValueError:
+    def __getitem__(self, number: int) -> Batch | ValueError:
         try:
-            return self._make_batch(step)
+            return self._make_batch(*divmod(number, self.accumulation_steps))
         except ValueError as error:
             return error
 
-    def _make_batch(self, step: int) -> Batch:
-        local_batch = self.settings.batch_size // self.world_size
-        start = step * self.settings.batch_size + self.rank * local_batch
-        order = sample_order(len(self.source), self.seed, start, local_batch)
+    def _make_batch(self, step: int, micro_batch: int) -> Batch:
+        global_batch = self.settings.batch_size
+        count = global_batch // self.world_size // self.accumulation_steps
+        first = (self.rank * self.accumulation_steps + micro_batch) * count  # within the global batch
+        position = step * global_batch + first
+        order = sample_order(len(self.source), self.seed, position, count)
         height, width = self.settings.size
-        views = np.empty((local_batch, self.source.channels, height, width), np.uint8)
-        image_idx = np.empty(local_batch, np.int64)
+        views = np.empty((count, self.source.channels, height, width), np.uint8)
+        image_idx = np.empty(count, np.int64)
         skipped: list[tuple[str, str]] = []
-        for i in range(local_batch):
-            views[i], image_idx[i] = self._make_view(int(order[i]), step, i, skipped)
-        masks = sample_masks(self.mask, self.grid, local_batch, seed=self.seed, step=step, rank=self.rank)
-        return Batch(step, torch.from_numpy(views), masks, torch.from_numpy(image_idx), skipped)
+        for i in range(count):
+            views[i], image_idx[i] = self._make_view(int(order[i]), position + i, skipped)
+        drawn = sample_masks(self.mask, self.grid, global_batch, seed=self.seed, step=step)
+        masks = drawn.take(first, first + count)
+        share = float(masks.target_lengths.sum() / drawn.target_lengths.sum())
+        return Batch(step, torch.from_numpy(views), masks, torch.from_numpy(image_idx), skipped, share)
 
-    def _make_view(self, number: int, step: int, i: int, skipped: list[tuple[str, str]]) -> tuple[View, int]:
-        """View and number of an image, or of the first readable one of a random row of others."""
-        for candidate in self._list_candidates(number, step, i):
-            generator = np.random.default_rng([self.seed, VIEW, step, self.rank, i])
+    def _make_view(self, number: int, position: int, skipped: list[tuple[str, str]]) -> tuple[View, int]:
+        """View and number of the image at a position of the stream, or of the first readable one of a random row of others."""
+        for candidate in self._list_candidates(number, position):
+            generator = np.random.default_rng([self.seed, VIEW, position])
             try:
                 view = training_view(self.source.open(candidate), self.settings.size, self.settings, generator)
                 return view, candidate
@@ -178,9 +186,9 @@ class _Steps(Dataset[Batch | ValueError]):
             self.source.spec, f"{REPLACEMENT_TRIES + 1} images in a row cannot be read; the last is {path} ({reason})"
         )
 
-    def _list_candidates(self, number: int, step: int, i: int) -> Iterator[int]:
+    def _list_candidates(self, number: int, position: int) -> Iterator[int]:
         yield number
-        generator = np.random.default_rng([self.seed, REPLACEMENT, step, self.rank, i])
+        generator = np.random.default_rng([self.seed, REPLACEMENT, position])
         yield from generator.integers(len(self.source), size=REPLACEMENT_TRIES).tolist()
 
 

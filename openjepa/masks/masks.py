@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -73,29 +74,31 @@ class Masks:
             on_gpu = torch.device(device).type == "cuda" and not tensor.is_cuda
             return tensor.pin_memory().to(device, non_blocking=True) if on_gpu else tensor.to(device)
 
+        if self.context_idx.device == torch.device(device):
+            return self
         moved = Masks(*map(send, self._tensors()))
         for name in ("context_padding_mask", "target_padding_mask", "real_context_places", "real_target_places"):
             known: Tensor | None = getattr(self, name)
             vars(moved)[name] = None if known is None else send(known)
         return moved
 
-    def split(self, parts: int) -> list[Masks]:
-        """Cut along the images into `parts` parts as equal as they can be, each padded only to its own longest row."""
-        num_images = len(self.context_lengths)
-        assert 1 <= parts <= num_images, f"{num_images} images cannot go into {parts} parts"
-        pieces = zip(*(tensor.tensor_split(parts) for tensor in self._tensors()), strict=True)
-        return [
-            Masks(
-                context_idx[:, : int(context_lengths.max())],
-                context_lengths,
-                target_idx[:, :, : int(target_lengths.max())],
-                target_lengths,
-            )
-            for context_idx, context_lengths, target_idx, target_lengths in pieces
-        ]
+    def take(self, start: int, stop: int) -> Masks:
+        """The masks of images start to stop - 1, padded only to their own longest row."""
+        assert 0 <= start < stop <= len(self.context_lengths), (start, stop, len(self.context_lengths))
+        context_lengths, target_lengths = self.context_lengths[start:stop], self.target_lengths[start:stop]
+        context_idx = self.context_idx[start:stop, : int(context_lengths.max())]
+        return Masks(context_idx, context_lengths, self.target_idx[start:stop, :, : int(target_lengths.max())], target_lengths)
+
+    def split(self, count: int) -> list[Masks]:
+        """Cut along the images into `count` pieces as equal as they can be."""
+        edges = [number * len(self.context_lengths) // count for number in range(count + 1)]
+        return [self.take(start, stop) for start, stop in pairwise(edges)]
 
     def pad(self, multiple: int) -> Masks:
         """Rows padded on, contexts and blocks each to a multiple of so many entries: few shapes instead of one a batch."""
+
+        if multiple == 1:
+            return self
 
         def fill(idx: Tensor) -> Tensor:
             missing = -idx.shape[-1] % multiple

@@ -1,4 +1,4 @@
-"""The table of mask samplers and the way into it: masks are a function of (seed, step, rank) alone.
+"""The table of mask samplers and the way into it: the masks of a global batch are a function of (seed, step) alone.
 
 A new sampler is a file beside this one and a row in SAMPLERS; it refuses by itself, with ValueError, the settings
 that cannot work on a grid.
@@ -31,13 +31,13 @@ SAMPLERS: dict[str, Sampler] = {
 PURPOSE = 1
 
 
-def sample_masks(settings: sections.Mask, grid: tuple[int, int], batch: int, *, seed: int, step: int, rank: int = 0) -> Masks:
-    """Masks of `batch` images on a grid of (rows, columns) patches.
+def sample_masks(settings: sections.Mask, grid: tuple[int, int], batch: int, *, seed: int, step: int) -> Masks:
+    """Masks of `batch` images on a grid of (rows, columns) patches; each process takes its own rows of them.
 
     Raises ValueError, like check_masks, if there is no such sampler or the settings cannot work on the grid.
     """
     assert batch >= 1, "a batch holds at least one image"
-    generator = np.random.default_rng([seed, PURPOSE, step, rank])
+    generator = np.random.default_rng([seed, PURPOSE, step])
     return _find_sampler(settings, grid)(generator, (grid[0], grid[1]), batch, settings)
 
 

@@ -23,7 +23,7 @@ from openjepa.methods import Method
 from openjepa.methods.make import make_method
 from openjepa.nn.encoder import compile_layers
 from openjepa.recipe.sections import Recipe
-from openjepa.training.trainer import Schedules, StepRecord, Trainer
+from openjepa.training.trainer import Schedules, Trainer
 
 NORMALIZATION_IMAGES = 2000  # enough for a mean to two digits
 MEASURED_STEPS = 30  # steps timed for train.max_minutes, at most
@@ -96,10 +96,11 @@ def find_normalization(recipe: Recipe, source: ImageSource) -> tuple[list[float]
 
 
 def make_batches(recipe: Recipe, source: ImageSource, start_step: int, total_steps: int) -> Generator[Batch, None, None]:
-    """The run's batches from start_step on."""
+    """The run's micro-batches from start_step on."""
     return training_batches(
-        source, recipe.data, recipe.mask, recipe.grid, seed=recipe.train.seed, start_step=start_step, total_steps=total_steps
-    )
+        source, recipe.data, recipe.mask, recipe.grid, seed=recipe.train.seed, start_step=start_step, total_steps=total_steps,
+        accumulation_steps=recipe.train.accumulation_steps,
+    )  # fmt: skip
 
 
 class StepTime(NamedTuple):
@@ -127,19 +128,16 @@ def _time_stretch(trainer: Trainer, batches: Iterator[Batch], max_s: float) -> S
     """
     deadline = time.perf_counter() + max_s
     trainer.log_every_steps = min(trainer.log_every_steps, MEASURED_STEPS // 3)
-    trainer.run(islice(batches, WARMUP_STEPS), lambda record: False)
-    count, waits = 0, []
-
-    def after_step(record: StepRecord) -> bool:
-        nonlocal count
-        count += 1
+    steps = trainer.steps(batches)
+    for _ in islice(steps, WARMUP_STEPS):
+        pass
+    wait_for(trainer.device)
+    started, waits = time.perf_counter(), []
+    for count, record in enumerate(steps, 1):
         if trainer.device.type == "cpu" or count == 1 or record.step % trainer.log_every_steps == 0:
             waits.append(record.data_wait_s)
-        return time.perf_counter() > deadline
-
-    wait_for(trainer.device)
-    started = time.perf_counter()
-    trainer.run(batches, after_step)
+        if time.perf_counter() > deadline:
+            break
     wait_for(trainer.device)
     step_s = (time.perf_counter() - started) / count
     return StepTime(step_s, sum(waits) / len(waits) / step_s)
@@ -153,17 +151,14 @@ def _time_compiled(trainer: Trainer, batches: Iterator[Batch], max_s: float) -> 
     deadline = time.perf_counter() + (1 + COMPILING_TIMES) * max_s
     trainer.log_every_steps = 1  # each step's time is its own
     times: list[tuple[float, float]] = []
-    settled: list[tuple[float, float]] = []
-
-    def after_step(record: StepRecord) -> bool:
+    for record in trainer.steps(batches):
         times.append((record.step_s, record.data_wait_s))
         counted = times[WARMUP_STEPS:] or times
         fastest = min(step_s for step_s, _ in counted)
-        settled[:] = [pair for pair in counted if pair[0] <= SETTLED_TIMES * fastest]
+        settled = [pair for pair in counted if pair[0] <= SETTLED_TIMES * fastest]
         enough = len(settled) >= MEASURED_STEPS or sum(map(sum, settled)) > max_s
-        return (enough and len(times) >= COMPILING_STEPS) or time.perf_counter() > deadline
-
-    trainer.run(batches, after_step)
+        if (enough and len(times) >= COMPILING_STEPS) or time.perf_counter() > deadline:
+            break
     computing, waiting = (sum(column) / len(settled) for column in zip(*settled, strict=True))
     return StepTime(computing + waiting, waiting / (computing + waiting))
 

@@ -71,18 +71,18 @@ def find_batch_size(recipe: Recipe, num_images: int) -> int:
 def measure_peak_bytes(recipe: Recipe) -> int:
     """Peak memory of training steps at the recipe's batch size: of the process on a CPU, of PyTorch on a GPU."""
     device = pick_device(recipe.train.device)
-    batch = heaviest_batch(recipe)
+    batches = heaviest_batches(recipe)
     _reset_peak(device)
     channels = recipe.data.channels
     precision = choose_precision(device, recipe.train.precision)
     trainer = make_trainer(recipe, [0.5] * channels, [0.25] * channels, total_steps=1000, precision=precision)
     for _ in range(STEPS):
-        trainer.step(batch)
+        trainer.step(batches)
     return peak_bytes(device)
 
 
-def heaviest_batch(recipe: Recipe) -> Batch:
-    """A batch of black images that all have the mask with the most tokens among those drawn."""
+def heaviest_batches(recipe: Recipe) -> list[Batch]:
+    """The micro-batches of a step on black images that all have the mask with the most tokens among those drawn."""
     heaviest: Masks | None = None
     most = 0
     for step in range(DRAWN_BATCHES):
@@ -91,9 +91,11 @@ def heaviest_batch(recipe: Recipe) -> Batch:
         if int(tokens.max()) > most:
             most, heaviest = int(tokens.max()), drawn.split(DRAWN_IMAGES)[int(tokens.argmax())]
     assert heaviest is not None
-    size = recipe.data.batch_size
+    count = recipe.train.accumulation_steps
+    size = recipe.data.batch_size // count
     images = torch.zeros(size, recipe.data.channels, *recipe.data.size, dtype=torch.uint8)
-    return Batch(0, images, heaviest.repeat(size), torch.zeros(size, dtype=torch.int64))
+    batch = Batch(0, images, heaviest.repeat(size), torch.zeros(size, dtype=torch.int64), share=1 / count)
+    return [batch] * count
 
 
 def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from openjepa.data.fingerprint import fingerprint
 from openjepa.data.inspect import find_problems
-from openjepa.data.loader import WORKER_DIED, Batch
+from openjepa.data.loader import WORKER_DIED
 from openjepa.data.skipped import SkippedFiles
 from openjepa.data.sources import ImageSource
 from openjepa.engine.checkpoint import find_latest, load_checkpoint, save_checkpoint
@@ -39,7 +39,7 @@ from openjepa.training.build import find_normalization, make_batches, make_train
 from openjepa.training.pace import Pace, typical_step_s
 from openjepa.training.resume import PLANNED_FROM, check_changes, find_changes
 from openjepa.training.speed import describe_speed
-from openjepa.training.trainer import StepRecord
+from openjepa.training.trainer import StepImages, StepRecord
 from openjepa.weights.initial import InitialWeights, open_initial
 
 MEASURED_FRAC = 0.05  # of max_minutes: at most so much goes into timing steps
@@ -94,7 +94,7 @@ def count_threads(recipe: Recipe, source: ImageSource, mean: list[float], std: l
     trainer = make_trainer(recipe, mean, std, 1000, choose_precision(device, recipe.train.precision))
     with closing(make_batches(recipe, source, 0, 1)) as batches:
         batch = next(batches)
-    return choose_threads(lambda: trainer.step(batch), most)
+    return choose_threads(lambda: trainer.step([batch]), most)
 
 
 def reopen_run(recipe: Recipe | None, source: ImageSource, folder: RunFolder, accept_changes: bool) -> dict[str, Any]:
@@ -258,7 +258,9 @@ class Run:
             if self.start_step == 0 and self.probe:
                 self._measure_probe(0)
             try:
-                self.trainer.run(batches, self.after_step)
+                for record in self.trainer.steps(batches):
+                    if self.after_step(record):
+                        break
             except ArithmeticError as error:
                 self.facts["stopped"] = (self.last_step, f"{error}.")
                 write_json(self.folder.run_json, self.facts)
@@ -293,7 +295,7 @@ class Run:
         step, recipe = record.step, self.recipe
         self.last_step = step
         is_last = step + 1 == self.total_steps
-        self.skipped_files.add(record.batch.skipped)
+        self.skipped_files.add(record.unreadable)
         self._name_skipped_steps(record.skipped)
         if step % recipe.train.log_every_steps == 0 or is_last:
             self._log(record)
@@ -320,6 +322,7 @@ class Run:
     def _log(self, record: StepRecord) -> None:
         metrics = {name: float(value) for name, value in record.metrics.items()}
         total_s = record.data_wait_s + record.step_s
+        flops = sum(sum(count_flops(self.trainer.method, masks).values()) for masks in record.masks)
         row = {
             "step": record.step,
             "epoch": (record.step + 1) * self.recipe.data.batch_size / len(self.source),
@@ -329,7 +332,7 @@ class Run:
             "weight_decay": record.weight_decay,
             **({"momentum": record.momentum} if "target" in self.trainer.method.encoders() else {}),
             "images_per_s": self.recipe.data.batch_size / total_s,
-            "fraction_of_peak": sum(count_flops(self.trainer.method, record.batch.masks).values()) / total_s / self.peak_flops,
+            "fraction_of_peak": flops / total_s / self.peak_flops,
             "data_wait_frac": record.data_wait_s / total_s,
             "skipped_steps": record.num_skipped,
             "overflowed_steps": record.num_overflows,
@@ -421,12 +424,12 @@ class Run:
         others = f"untrained encoder {row['knn_random_encoder']:.1%}, raw pixels {row['knn_raw_pixels']:.1%}"
         self.journal.say(f"step {step}: 20-NN {row['knn']:.1%} ({others})")
 
-    def _name_skipped_steps(self, batches: list[Batch]) -> None:
+    def _name_skipped_steps(self, steps: list[StepImages]) -> None:
         """Record which files were in steps whose loss or gradient was not finite."""
-        for batch in batches:
-            files = [self.source.path(int(index)) for index in batch.image_idx]
-            self.folder.append_metrics({"kind": "skipped_step", "step": batch.step, "files": files})
-            self.journal.say(f"step {batch.step} skipped: loss or gradient not finite; files: {', '.join(files[:3])}, ...")
+        for step, image_idx in steps:
+            files = [self.source.path(int(index)) for index in image_idx]
+            self.folder.append_metrics({"kind": "skipped_step", "step": step, "files": files})
+            self.journal.say(f"step {step} skipped: loss or gradient not finite; files: {', '.join(files[:3])}, ...")
 
     def _write_verdict(self) -> Verdict:
         verdict = judge(self.health_rows, RunFacts.read(self.facts))

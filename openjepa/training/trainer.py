@@ -1,28 +1,32 @@
-"""The training loop. One step, in order: rates of this step, gradients, unscale, clip, check, optimizer, momentum update.
+"""The training loop. One step, in order: rates, gradients, unscale, clip, check, optimizer, momentum update.
 
-State is one integer: rates, momentum and every random draw are functions of the step. On a CPU a resume from weights, optimizer
-and step is bit-equal to a run never stopped (tests/chaos/test_kill_and_resume.py). On a GPU it sees the same images, views, masks
-and rates, but the backward pass of attention adds up in no fixed order there: two equal runs agree to rounding, and so does a
-resumed one. A step whose loss or gradient is not finite is skipped before the optimizer sees it, and is one of two things. An
-overflow is routine in fp16: the loss is finite, the scaled gradients are not, and the scaler lowers its scale. Anything else is a
-broken step; ten in a row stop the run. A GPU is waited for before and after a logged step alone: it skips by itself, and its
-answer is read a step later (engine/ahead.py). Knows no recipe, no files: hooks are handed in.
+State is one integer: rates, momentum and every random draw are functions of the step. On a CPU a resume from weights,
+optimizer and step is bit-equal to a run never stopped (tests/chaos/test_kill_and_resume.py). On a GPU it sees the same
+images, views, masks and rates, but the backward pass of attention adds up in no fixed order: two equal runs agree to
+rounding, and so does a resumed one. A step whose loss or gradient is not finite is skipped before the optimizer sees it.
+It is one of two things. An overflow is routine in fp16: the loss is finite, the scaled gradients are not, and the scaler
+lowers its scale. Anything else is a broken step; ten in a row stop the run. The host blocks on a GPU only before and
+after logged steps: a step is skipped on the device, and the host reads the flag one step later (engine/prefetch.py).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from openjepa.data.loader import Batch, Part
+from openjepa.data.loader import Batch
 from openjepa.engine.optim import clip_gradients, momentum_where, set_rates, step_where
 from openjepa.engine.precision import LEAST_SCALE, Precision, autocast, read_scale
 from openjepa.engine.prefetch import Answer, place_ahead, wait_for
+from openjepa.masks import Masks
 from openjepa.methods import Method
 from openjepa.nn.encoder import normalise
 
@@ -39,6 +43,13 @@ class Schedules:
     place: Callable[[int], float] = float
 
 
+class StepImages(NamedTuple):
+    """Which images a step trained on."""
+
+    step: int
+    image_idx: Int64[Tensor, " images"]  # numbers in the source
+
+
 @dataclass
 class StepRecord:
     """What one step did; tensors stay on the device until somebody logs them."""
@@ -49,13 +60,31 @@ class StepRecord:
     lr: float
     weight_decay: float
     momentum: float
-    batch: Batch
-    skipped: list[Batch]  # broken steps found since the last one: on a CPU this step's or none, on a GPU the one before
+    masks: list[Masks]  # of its micro-batches
+    unreadable: list[tuple[str, str]]  # (path, reason) of image files that others replaced
+    skipped: list[StepImages]  # broken steps found since the last one: on a CPU this step's or none, on a GPU the one before
     skipped_in_a_row: int  # broken steps
     num_skipped: int  # broken steps
     num_overflows: int  # steps skipped because fp16 gradients overflowed while the scaler looked for its scale
-    data_wait_s: float
-    step_s: float
+    data_wait_s: float = 0.0
+    step_s: float = 0.0
+
+
+class Timed:
+    """An iterator that counts the seconds spent waiting for its items."""
+
+    def __init__(self, items: Iterable[Batch]) -> None:
+        self.items, self.waited_s = iter(items), 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        asked = time.perf_counter()
+        try:
+            return next(self.items)
+        finally:
+            self.waited_s += time.perf_counter() - asked
 
 
 @dataclass
@@ -79,7 +108,7 @@ class Trainer:
     skipped_in_a_row: int = 0
     num_overflows: int = 0
     is_updating: bool = False  # the weights are between two steps: an error then leaves no state to save
-    unread: list[tuple[Batch, Answer]] = field(default_factory=list)  # of each step: was it finite, did it overflow
+    unread: list[tuple[StepImages, Answer]] = field(default_factory=list)  # of each step: was it finite, did it overflow
     weights: list[nn.Parameter] = field(init=False)
     grad_norm: Tensor = field(init=False)
 
@@ -87,36 +116,48 @@ class Trainer:
         self.weights = [weight for weight in self.method.parameters() if weight.requires_grad]
         self.grad_norm = torch.zeros((), device=self.device)
 
-    def run(self, batches: Iterator[Batch], after_step: Callable[[StepRecord], bool]) -> None:
-        """Train on every batch; stop early when after_step returns True.
+    def steps(self, batches: Iterable[Batch]) -> Iterator[StepRecord]:
+        """Train on micro-batches, accumulation_steps of them at a time, and give a record after every step.
 
         Raises ArithmeticError after ten broken steps in a row.
         """
         self.method.train()
-        asked = time.perf_counter()
-        for batch in place_ahead(batches, self.place, self.device):
-            started = time.perf_counter()
-            record = self.step(batch, data_wait_s=started - asked)
-            self.wait_if_logged(batch.step)
-            record.step_s = time.perf_counter() - started
-            if after_step(record):
-                return
+        batches = Timed(place_ahead(batches, self.place, self.device))
+        started = time.perf_counter()
+        while (first := next(batches, None)) is not None:
+            record = self.step(chain([first], islice(batches, self.accumulation_steps - 1)))
+            self.wait_if_logged(record.step)
+            record.data_wait_s = batches.waited_s
+            record.step_s = time.perf_counter() - started - record.data_wait_s
+            yield record
             if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
                 raise ArithmeticError(
-                    f"{MAX_SKIPPED_IN_A_ROW} steps in a row, the last being step {batch.step - len(self.unread)}, had a loss or "
+                    f"{MAX_SKIPPED_IN_A_ROW} steps in a row, the last being step {record.step - len(self.unread)}, had a loss or "
                     "gradient that is not finite"
                 )
-            self.wait_if_logged(batch.step + 1)  # a logged step's time is its own
-            asked = time.perf_counter()
+            self.wait_if_logged(record.step + 1)  # a logged step's time is its own
+            batches.waited_s, started = 0.0, time.perf_counter()
 
-    def step(self, batch: Batch, data_wait_s: float = 0.0) -> StepRecord:
-        """One optimizer step on one batch."""
-        step, schedules = batch.step, self.schedules
+    def step(self, batches: Iterable[Batch]) -> StepRecord:
+        """One optimizer step on the micro-batches of one step.
+
+        Each counts by its share of the real target tokens, so that together they are the large batch.
+        """
+        batches = iter(batches)
+        first = next(batches)
+        step, schedules = first.step, self.schedules
         torch.manual_seed(self.seed * 1_000_003 + step)  # whatever the method draws is a function of the step
         place = schedules.place(step)
         lr, momentum = schedules.lr(place), schedules.momentum(place)
         set_rates(self.optimizer, lr, place, schedules.total_steps)
-        metrics = self.accumulate_gradients(batch)
+        metrics: dict[str, Tensor] = {}
+        masks, image_idx, unreadable = [], [], []
+        for batch in chain([first], batches):
+            for key, value in self.accumulate_gradients(batch).items():
+                metrics[key] = metrics.get(key, torch.zeros_like(value)) + batch.share * value
+            masks.append(batch.masks)
+            image_idx.append(batch.image_idx)
+            unreadable += batch.skipped
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.weights, self.clip_grad_norm)
         is_loss_finite, are_gradients_finite = torch.isfinite(metrics["loss"]), torch.isfinite(grad_norm)
@@ -131,42 +172,32 @@ class Trainer:
         overflowed = is_loss_finite & ~are_gradients_finite & falls
         self.grad_norm = torch.where(overflowed, self.grad_norm, grad_norm)
         self.optimizer.zero_grad(set_to_none=True)
-        self.unread.append((batch, Answer(torch.stack([finite, overflowed]))))
+        self.unread.append((StepImages(step, torch.cat(image_idx)), Answer(torch.stack([finite, overflowed]))))
         skipped = self.find_skipped(leave=1 if self.device.type == "cuda" else 0)
         decay = max(float(group["weight_decay"]) for group in self.optimizer.param_groups)
         return StepRecord(
-            step, metrics, self.grad_norm, lr, decay, momentum, batch,
-            skipped, self.skipped_in_a_row, self.num_skipped, self.num_overflows, data_wait_s, step_s=0.0,
+            step, metrics, self.grad_norm, lr, decay, momentum, masks, unreadable,
+            skipped, self.skipped_in_a_row, self.num_skipped, self.num_overflows,
         )  # fmt: skip
 
     def accumulate_gradients(self, batch: Batch) -> dict[str, Tensor]:
-        """Gradients of the batch's mean loss, part by part, and its metrics.
-
-        Each part counts by its number of real target tokens, so that the parts together are the large batch.
-        """
-        metrics: dict[str, Tensor] = {}
-        for images, masks, share in batch.parts or self.place(batch).parts:
-            with autocast(self.device, self.precision):
-                loss, part_metrics = self.method(normalise(images, self.mean, self.std), masks)
-            self.scaler.scale(loss * share).backward()
-            for key, value in part_metrics.items():
-                metrics[key] = metrics.get(key, torch.zeros_like(value)) + share * value
+        """Add the gradients of a micro-batch's mean loss times its share, and give its metrics."""
+        batch = self.place(batch)
+        with autocast(self.device, self.precision):
+            loss, metrics = self.method(normalise(batch.images, self.mean, self.std), batch.masks)
+        self.scaler.scale(loss * batch.share).backward()
         return metrics
 
     def place(self, batch: Batch) -> Batch:
-        """The batch with its parts on the device."""
-        total = batch.masks.target_lengths.sum()
-        images = batch.images.to(self.device, non_blocking=True).chunk(self.accumulation_steps)
-        masks = batch.masks.split(self.accumulation_steps)
-        shares = [float(part.target_lengths.sum() / total) for part in masks]
-        placed = [part.pad(self.pad_multiple).to(self.device) for part in masks]
-        return replace(batch, parts=[Part(*part) for part in zip(images, placed, shares, strict=True)])
+        """The micro-batch on the device, its masks padded to a multiple of pad_multiple. A second time changes nothing."""
+        masks = batch.masks.pad(self.pad_multiple).to(self.device)
+        return replace(batch, images=batch.images.to(self.device, non_blocking=True), masks=masks)
 
-    def find_skipped(self, leave: int = 0) -> list[Batch]:
-        """Count overflows and broken steps, and give the batches of the broken; the last `leave` steps are not asked for yet."""
+    def find_skipped(self, leave: int = 0) -> list[StepImages]:
+        """Count overflows and broken steps, and give the broken ones; the last `leave` steps are not asked for yet."""
         skipped = []
         while len(self.unread) > leave:
-            batch, answer = self.unread.pop(0)
+            images, answer = self.unread.pop(0)
             finite, overflowed = answer.read()
             if finite:
                 self.skipped_in_a_row = 0
@@ -175,7 +206,7 @@ class Trainer:
             else:
                 self.skipped_in_a_row += 1
                 self.num_skipped += 1
-                skipped.append(batch)
+                skipped.append(images)
         return skipped
 
     def wait_if_logged(self, step: int) -> None:

@@ -210,9 +210,9 @@ def compare_step(golden: Golden) -> list[Agreement]:
     """Every weight after one step of the trainer: AdamW, then the momentum update; and the losses of the steps after it."""
     trainer = golden.make_trainer()
     with golden.given_images():
-        losses = [trainer.step(golden.make_batch()).metrics["loss"]]
+        losses = [trainer.step([golden.make_batch()]).metrics["loss"]]
         ours = {name: value.clone() for name, value in trainer.method.state_dict().items()}
-        losses += [trainer.step(golden.make_batch(step)).metrics["loss"] for step in range(1, len(golden.tensors["losses"]))]
+        losses += [trainer.step([golden.make_batch(step)]).metrics["loss"] for step in range(1, len(golden.tensors["losses"]))]
     theirs = {name.removeprefix("after."): value for name, value in golden.tensors.items() if name.startswith("after.")}
     missing = ours.keys() - theirs.keys()
     assert not theirs.keys() - ours.keys() and all(name.endswith("pos_embed") for name in missing), missing

@@ -329,7 +329,7 @@ def test_what_is_said_of_whole_pictures_is_what_the_pipeline_gives(imported: Pat
     model = transformers.AutoModel.from_pretrained(tmp_path / "folder").eval()
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "folder")
     ours = load_encoder(imported, "target")
-    pictures = bridge.real_pictures(imported, ours, 8)
+    pictures = bridge.real_pictures(imported, ours, sum(bridge.BATCHES))
     largest, cosines = 0.0, []
     with torch.no_grad():
         for whole, size in zip(pictures, bridge.PICTURE_SIZES, strict=False):

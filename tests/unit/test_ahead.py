@@ -69,7 +69,7 @@ def test_a_gpu_is_not_waited_for(name):
     for step in range(2):  # the first one starts libraries
         torch.cuda.set_sync_debug_mode("error" if step else "default")
         try:
-            trainer.step(batch)
+            trainer.step([batch])
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

@@ -1,4 +1,4 @@
-"""Batches are functions of (seed, step, rank); unreadable files are replaced; workers come and go quietly."""
+"""Views are functions of (seed, position), masks of (seed, step); unreadable files are replaced; workers come and go quietly."""
 
 from __future__ import annotations
 
@@ -114,38 +114,64 @@ def test_any_step_can_be_the_first(start, total):
     assert [fingerprint(batch) for batch in piece] == WHOLE[start:total]
 
 
-def test_steps_ranks_and_seeds_differ():
+def test_steps_and_seeds_differ():
     source = open_source("sample:train", 1)
     data = SMALL.model_copy(update={"batch_size": 12})
     first, second = batches_of(source, data, total=2)
     other_seed = batches_of(source, data, total=1, seed=4)[0]
-    left, right = (batches_of(source, data, total=1, rank=rank, world_size=2)[0] for rank in (0, 1))
-    for one, other in ((first, second), (first, other_seed), (left, right)):
+    for one, other in ((first, second), (first, other_seed)):
         assert not torch.equal(one.images, other.images)
         assert one.masks.target_idx.tolist() != other.masks.target_idx.tolist()
 
 
-def test_views_of_one_image_differ_between_epochs_and_ranks():
+def test_views_of_one_image_differ_wherever_they_stand():
     """One image, again and again: only the crop, the mirror and the level of brightness can differ."""
     picture = open_source("sample:train", 1)
     one = Levels(1)
     one.open = lambda index: picture.open(5)
     views = {bytes(image.numpy().tobytes()) for batch in batches_of(one, total=3) for image in batch.images}
     assert len(views) > 15  # of 18
-    ranks = [batches_of(one, SMALL.model_copy(update={"batch_size": 12}), total=1, rank=rank, world_size=2)[0] for rank in (0, 1)]
-    assert not torch.equal(ranks[0].images, ranks[1].images)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
-def test_ranks_share_the_stream_without_gap_or_overlap(world_size):
-    ranks = [batches_of(Levels(), rank=rank, world_size=world_size) for rank in range(world_size)]
-    stream = [number for step in zip(*ranks, strict=True) for batch in step for number in batch.image_idx.tolist()]
-    assert stream == sample_order(40, 3, 0, 5 * 6).tolist()
-    assert all(len(batch.images) == 6 // world_size for batch in ranks[0])
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from([(1, 4), (2, 1), (2, 2), (4, 1), (4, 3), (3, 2), (12, 1)]),
+    st.integers(0, 50),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([(), (0, 3, 8, 21)]),
+)
+def test_any_number_of_processes_and_micro_batches_sees_the_same(division, start, seed, broken):
+    """The law of scale-out: images, replacements, views and masks of a step are those of one process in one piece."""
+    world_size, accumulation_steps = division
+    data = SMALL.model_copy(update={"batch_size": 12})
+    place = {"start": start, "total": start + 2, "seed": seed}
+    alone = batches_of(Levels(broken=broken), data, **place)
+    ranks = [
+        batches_of(Levels(broken=broken), data, rank=rank, world_size=world_size, accumulation_steps=accumulation_steps, **place)
+        for rank in range(world_size)
+    ]
+    for number, whole in enumerate(alone):
+        pieces = [batch for rank in ranks for batch in rank[number * accumulation_steps : (number + 1) * accumulation_steps]]
+        assert all(piece.step == whole.step for piece in pieces)
+        assert torch.equal(torch.cat([piece.images for piece in pieces]), whole.images)
+        assert torch.equal(torch.cat([piece.image_idx for piece in pieces]), whole.image_idx)
+        assert [pair for piece in pieces for pair in piece.skipped] == whole.skipped
+        assert sum(piece.share for piece in pieces) == pytest.approx(1)
+        first = 0
+        for piece in pieces:
+            masks = whole.masks.take(first, first + len(piece.images))
+            for name in ("context_idx", "context_lengths", "target_idx", "target_lengths"):
+                assert torch.equal(getattr(piece.masks, name), getattr(masks, name)), name
+            assert piece.share == pytest.approx(float(masks.target_lengths.sum() / whole.masks.target_lengths.sum()))
+            first += len(piece.images)
+        assert first == 12
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_at_once():
-    with pytest.raises(ValueError, match="batch_size 6 cannot be shared evenly by 4 processes"):
+    with pytest.raises(
+        ValueError,
+        match="batch_size 6 cannot be shared evenly by 4 processes with train.accumulation_steps 1; make it a multiple of 4",
+    ):
         training_batches(Levels(), SMALL, MASK, (7, 7), seed=0, start_step=0, total_steps=1, world_size=4)
 
 

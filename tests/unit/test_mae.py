@@ -82,7 +82,7 @@ def test_version_0_1s_pixels_of_ijepa_are_these_steps(target_norm, losses, norms
         generator = torch.Generator().manual_seed(step)
         images = torch.randint(0, 256, (6, 2, 24, 24), dtype=torch.uint8, generator=generator)
         masks = sample_masks(recipe.mask, recipe.grid, 6, seed=0, step=step)
-        record = trainer.step(Batch(step, images, masks, torch.arange(6)))
+        record = trainer.step([Batch(step, images, masks, torch.arange(6))])
         assert float(record.metrics["loss"]) == pytest.approx(loss, rel=1e-6)
         assert float(record.grad_norm) == pytest.approx(norm, rel=1e-5)
 

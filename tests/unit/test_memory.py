@@ -11,7 +11,7 @@ from openjepa.masks import sample_masks
 from openjepa.recipe.files import build_recipe
 from openjepa.recipe.sections import Recipe
 from openjepa.training import memory
-from openjepa.training.memory import MemoryLine, find_batch_size, heaviest_batch
+from openjepa.training.memory import MemoryLine, find_batch_size, heaviest_batches
 
 VALUES = {
     "data": {"image_size": 96, "channels": 1, "batch_size": 8},
@@ -49,7 +49,7 @@ def test_two_small_batches_tell_a_large_one():
 
 def test_the_heaviest_batch_is_one_mask_heavier_than_nearly_all():
     recipe = make()
-    batch = heaviest_batch(recipe)
+    (batch,) = heaviest_batches(recipe)
     assert len(batch.images) == len(batch.masks.context_idx) == 8
     assert all(torch.equal(row, batch.masks.target_idx[0]) for row in batch.masks.target_idx)
     tokens = batch.masks.context_lengths + batch.masks.target_lengths.sum(1)

@@ -105,7 +105,7 @@ def trained() -> Encoder:
     trainer = make_trainer(recipe, [0.29], [0.35], STEPS, "fp32")
     for step in range(STEPS):
         idx = torch.randint(0, len(images), (64,), generator=torch.Generator().manual_seed(step))
-        record = trainer.step(Batch(step, images[idx], sample_masks(recipe.mask, recipe.grid, 64, seed=0, step=step), idx))
+        record = trainer.step([Batch(step, images[idx], sample_masks(recipe.mask, recipe.grid, 64, seed=0, step=step), idx)])
     assert float(record.metrics["explained_variance"]) > 0.2
     return Encoder(trainer.method.context_encoder, [0.29], [0.35]).eval()
 

@@ -16,6 +16,7 @@ from openjepa.nn.encoder import compile_layers
 from openjepa.recipe.files import build_recipe, load_recipe
 from openjepa.training import build
 from openjepa.training.build import make_schedules, make_trainer, plan_steps
+from openjepa.training.trainer import StepImages
 
 VALUES = {
     "data": {"image_size": 32, "channels": 1, "batch_size": 12},
@@ -49,17 +50,40 @@ def make_batch(step=0, seed=0):
     return Batch(step, images, masks, torch.arange(12), [])
 
 
-def gradients(trainer, batch):
-    metrics = trainer.accumulate_gradients(batch)
-    return metrics, [weight.grad.clone() for weight in trainer.weights]
+def split(batch, count):
+    """The micro-batches of a batch."""
+    total = batch.masks.target_lengths.sum()
+    return [
+        Batch(batch.step, images, masks, image_idx, [], float(masks.target_lengths.sum() / total))
+        for images, masks, image_idx in zip(
+            batch.images.chunk(count), batch.masks.split(count), batch.image_idx.chunk(count), strict=True
+        )
+    ]
 
 
-@pytest.mark.parametrize("parts", [2, 3, 12])
-def test_accumulated_parts_are_the_large_batch(parts):
-    whole, in_parts = gradients(make(), make_batch()), gradients(make(accumulation_steps=parts), make_batch())
-    torch.testing.assert_close(whole[0]["loss"], in_parts[0]["loss"], rtol=1e-5, atol=0)
-    for first, second in zip(whole[1], in_parts[1], strict=True):
+def gradients(trainer, *batches):
+    """Metrics and gradients of a step's micro-batches."""
+    metrics = [trainer.accumulate_gradients(batch) for batch in batches]
+    total = {name: sum(batch.share * row[name] for batch, row in zip(batches, metrics, strict=True)) for name in metrics[0]}
+    return total, [weight.grad.clone() for weight in trainer.weights]
+
+
+@pytest.mark.parametrize("count", [2, 3, 12])
+def test_micro_batches_are_the_large_batch(count):
+    whole, accumulated = gradients(make(), make_batch()), gradients(make(), *split(make_batch(), count))
+    torch.testing.assert_close(whole[0]["loss"], accumulated[0]["loss"], rtol=1e-5, atol=0)
+    for first, second in zip(whole[1], accumulated[1], strict=True):
         torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-7)
+
+
+def test_a_step_takes_as_many_micro_batches_as_it_accumulates():
+    whole, accumulated = make(), make(accumulation_steps=3)
+    plain = list(whole.steps(make_batch(step) for step in range(2)))
+    records = list(accumulated.steps(part for step in range(2) for part in split(make_batch(step), 3)))
+    assert [record.step for record in records] == [0, 1]
+    for first, second in zip(plain, records, strict=True):
+        torch.testing.assert_close(first.metrics["loss"], second.metrics["loss"], rtol=1e-4, atol=0)
+        torch.testing.assert_close(first.grad_norm, second.grad_norm, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("level", ["selective", "full", True])  # True: what recipes said before there were levels
@@ -74,7 +98,7 @@ def test_reduced_precision_trains_to_about_the_same_loss(precision):
     losses = {}
     for name in ("fp32", precision):
         trainer = make(name)
-        losses[name] = [float(trainer.step(make_batch(step)).metrics["loss"]) for step in range(6)]
+        losses[name] = [float(trainer.step([make_batch(step)]).metrics["loss"]) for step in range(6)]
         assert all(weight.dtype == torch.float32 for weight in trainer.weights)
     for exact, reduced in zip(losses["fp32"], losses[precision], strict=True):
         assert reduced == pytest.approx(exact, rel=0.03)
@@ -83,17 +107,17 @@ def test_reduced_precision_trains_to_about_the_same_loss(precision):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])  # in the latter two a fused optimizer finds out by itself
 def test_a_step_that_is_not_finite_is_skipped_before_the_optimizer_sees_it(precision):
     trainer = make(precision)
-    trainer.step(make_batch(0))
+    trainer.step([make_batch(0)])
     before = [value.clone() for value in trainer.method.state_dict().values()]
     state = {key: value.clone() for key, value in trainer.optimizer.state[trainer.weights[0]].items()}
     good_mean, trainer.mean = trainer.mean, trainer.mean * float("nan")
-    record = trainer.step(make_batch(1))
+    record = trainer.step([make_batch(1)])
     assert record.skipped_in_a_row == record.num_skipped == 1
     assert [batch.step for batch in record.skipped] == [1]
     assert all(torch.equal(old, new) for old, new in zip(before, trainer.method.state_dict().values(), strict=True))
     assert all(torch.equal(value, trainer.optimizer.state[trainer.weights[0]][key]) for key, value in state.items())
     trainer.mean = good_mean
-    record = trainer.step(make_batch(2))
+    record = trainer.step([make_batch(2)])
     assert (record.skipped_in_a_row, record.num_skipped, record.skipped) == (0, 1, [])
     assert bool(torch.isfinite(record.metrics["loss"]))
     assert any(not torch.equal(old, new) for old, new in zip(before, trainer.method.state_dict().values(), strict=True))
@@ -105,7 +129,7 @@ def test_a_loss_that_is_not_finite_is_enough(monkeypatch, precision):
     trainer = make(precision)
     before = [value.clone() for value in trainer.method.state_dict().values()]
     monkeypatch.setattr(trainer.method, "encode_targets", lambda *given: IJEPA.encode_targets(trainer.method, *given) + torch.inf)
-    record = trainer.step(make_batch(0))
+    record = trainer.step([make_batch(0)])
     assert bool(torch.isfinite(record.grad_norm)) and not bool(torch.isfinite(record.metrics["loss"]))
     assert record.num_skipped == 1
     assert all(torch.equal(old, new) for old, new in zip(before, trainer.method.state_dict().values(), strict=True))
@@ -116,7 +140,7 @@ def test_steps_whose_answer_is_still_on_its_way_are_counted_later():
     trainer = make()
     answers = [True, False, False, True, False]
     for step, finite in enumerate(answers):
-        trainer.unread.append((make_batch(step), Answer(torch.tensor([finite, False]))))
+        trainer.unread.append((StepImages(step, torch.arange(12)), Answer(torch.tensor([finite, False]))))
         found = trainer.find_skipped(leave=1)
         assert [batch.step for batch in found] == ([step - 1] if step and not answers[step - 1] else [])
     assert (trainer.num_skipped, trainer.skipped_in_a_row) == (2, 0)
@@ -135,7 +159,7 @@ def test_overflows_while_the_scale_is_found_are_no_broken_steps():
     """2^40 overflows fp16 until it is halved to what the gradients stand: that many steps are lost, and nobody is blamed."""
     trainer = with_scale(2.0**40)
     before = [value.clone() for value in trainer.method.state_dict().values()]
-    records = [trainer.step(make_batch(step)) for step in range(40)]
+    records = [trainer.step([make_batch(step)]) for step in range(40)]
     scale = trainer.scaler.get_scale()
     overflows = records[-1].num_overflows
     assert scale == 2.0 ** (40 - overflows) and 5 < overflows < 40
@@ -149,14 +173,14 @@ def test_overflows_while_the_scale_is_found_are_no_broken_steps():
 def test_steps_lost_to_an_overflow_change_nothing():
     trainer = with_scale(2.0**40)
     before = [value.clone() for value in trainer.method.state_dict().values()]
-    record = trainer.step(make_batch(0))
+    record = trainer.step([make_batch(0)])
     assert record.num_overflows == 1
     assert all(torch.equal(old, new) for old, new in zip(before, trainer.method.state_dict().values(), strict=True))
 
 
 def test_ten_overflows_in_a_row_stop_nothing():
     trainer, seen = with_scale(2.0**60), []
-    trainer.run((make_batch(step) for step in range(15)), lambda record: bool(seen.append(record.num_overflows)))
+    seen += [record.num_overflows for record in trainer.steps(make_batch(step) for step in range(15))]
     assert seen == list(range(1, 16))
 
 
@@ -164,7 +188,7 @@ def test_a_loss_that_is_not_finite_is_broken_whatever_the_scale():
     trainer = with_scale(2.0**40)
     trainer.mean = trainer.mean * float("nan")
     with pytest.raises(ArithmeticError, match="10 steps in a row"):
-        trainer.run((make_batch(step) for step in range(50)), lambda record: False)
+        list(trainer.steps(make_batch(step) for step in range(50)))
     assert (trainer.num_skipped, trainer.num_overflows) == (10, 0)
 
 
@@ -189,7 +213,7 @@ def test_gradients_that_are_not_finite_are_broken_when_the_scale_cannot_help(mon
 
     monkeypatch.setattr(trainer.method, "forward", spoil)
     with pytest.raises(ArithmeticError, match="10 steps in a row"):
-        trainer.run((make_batch(step) for step in range(50)), lambda record: bool(seen.append(record.skipped_in_a_row)))
+        seen.extend(record.skipped_in_a_row for record in trainer.steps(make_batch(step) for step in range(50)))
     assert trainer.num_overflows == 4  # at 8, 4, 2 and 1
     assert seen == [0] * 4 + list(range(1, 11))
 
@@ -199,7 +223,7 @@ def test_without_a_scaler_nothing_is_an_overflow(precision, monkeypatch):
     trainer = make(precision)
     monkeypatch.setattr(trainer, "clip_grad_norm", None)
     monkeypatch.setattr("openjepa.training.trainer.clip_gradients", lambda *_: torch.tensor(torch.inf))
-    record = trainer.step(make_batch(0))
+    record = trainer.step([make_batch(0)])
     assert bool(torch.isfinite(record.metrics["loss"]))
     assert (record.num_skipped, record.num_overflows) == (1, 0)
     assert float(record.grad_norm) == torch.inf
@@ -208,7 +232,7 @@ def test_without_a_scaler_nothing_is_an_overflow(precision, monkeypatch):
 def test_an_overflow_between_broken_steps_does_not_make_them_good():
     trainer = make()
     for step, outcome in enumerate([(False, False), (False, True), (False, False), (True, False), (False, True)]):
-        trainer.unread.append((make_batch(step), Answer(torch.tensor(outcome))))
+        trainer.unread.append((StepImages(step, torch.arange(12)), Answer(torch.tensor(outcome))))
     assert [batch.step for batch in trainer.find_skipped(leave=2)] == [0, 2]
     assert (trainer.skipped_in_a_row, trainer.num_skipped, trainer.num_overflows) == (2, 2, 1)
     assert trainer.find_skipped() == []
@@ -224,7 +248,7 @@ def test_compiled_layers_are_the_plain_ones(monkeypatch):
         for step in range(2):
             batch = make_batch(step)
             (metrics, expected), (compiled_metrics, ours) = gradients(plain, batch), gradients(compiled, batch)
-            (part,) = compiled.place(batch).parts
+            part = compiled.place(batch)
             assert part.masks.context_idx.shape[1] % 16 == part.masks.target_idx.shape[2] % 16 == 0
             torch.testing.assert_close(metrics["loss"], compiled_metrics["loss"], rtol=tolerance, atol=0)
             for first, second in zip(expected, ours, strict=True):
@@ -259,13 +283,13 @@ def test_ten_skipped_steps_in_a_row_stop_the_run():
     trainer.mean = trainer.mean * float("nan")
     seen = []
     with pytest.raises(ArithmeticError, match="10 steps in a row"):
-        trainer.run((make_batch(step) for step in range(50)), lambda record: bool(seen.append(record.step)))
+        seen.extend(record.step for record in trainer.steps(make_batch(step) for step in range(50)))
     assert seen == list(range(10))
 
 
 def test_the_loss_falls_on_one_batch():
     trainer = make()
-    losses = [float(trainer.step(make_batch(0)).metrics["loss"]) for _ in range(30)]
+    losses = [float(trainer.step([make_batch(0)]).metrics["loss"]) for _ in range(30)]
     assert losses[-1] < 0.7 * losses[0]
 
 
