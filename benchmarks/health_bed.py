@@ -40,8 +40,9 @@ from openjepa.data.decode import Decoded, Picture, Pixels
 from openjepa.data.pack import write_pack
 from openjepa.data.scenes.make import make_scenes
 from openjepa.data.sources import ImageSource, open_source
-from openjepa.evals import PROTOCOLS
 from openjepa.evals.features import extract_features
+from openjepa.evals.knn import score_knn
+from openjepa.evals.linear import score_linear
 from openjepa.masks import Masks
 from openjepa.methods import IJEPA, METHODS
 from openjepa.nn.encoder import Encoder, gather_tokens
@@ -51,6 +52,8 @@ from openjepa.runs.folder import RunFolder, write_json
 from openjepa.weights.load import load_encoder, load_random_encoder
 
 HELD_OUT = 3  # one case in so many
+PACK_PX = 224  # shorter side of packed images, at most
+PROBES = {"knn": score_knn, "linear": score_linear}
 CLIPART = Path(__file__).resolve().parents[2] / "shared" / "data" / "clipart"
 SCENES = {"train": 3000, "test": 1000, "size": 64, "seed": 0}
 
@@ -349,7 +352,7 @@ def prepare_data(out: Path) -> dict[str, tuple[str, str, str]]:
                 draw_scenes(raw) if kind == "scenes" else unpack_clipart(raw)
             for part, pack in packs.items():
                 if not pack.exists():
-                    write_pack(open_source(str(raw / part), 3), pack, size=64, workers=0)
+                    write_pack(open_source(str(raw / part), 3), pack, PACK_PX)
         specs[kind] = (str(packs["train"]), str(packs["train"]), str(packs["test"]))
     return specs
 
@@ -371,8 +374,8 @@ def probe(encoder: Encoder, fit: ImageSource, test: ImageSource) -> dict[str, fl
     try:
         features = [extract_features(encoder, source) for source in (fit, test)]
     except ValueError:
-        return dict.fromkeys(PROTOCOLS, None)
-    return {name: 100 * protocol(features[0], features[1], 0).accuracy for name, protocol in PROTOCOLS.items()}
+        return dict.fromkeys(PROBES, None)
+    return {name: 100 * score(features[0], features[1], 0).score for name, score in PROBES.items()}
 
 
 def run_case(case: Case, out: Path, specs: tuple[str, str, str]) -> str:
@@ -396,7 +399,7 @@ def run_case(case: Case, out: Path, specs: tuple[str, str, str]) -> str:
     outcome = {"variant": case.name, "seed": case.seed, **after}
     facts = {"kind": case.kind, "held_out": case.held_out, "before": before, "labels": fit, "test": test, "stopped": stopped}
     write_json(folder.path / "outcome.json", {"outcome": outcome} | facts)
-    shown = "; ".join(f"{name} {_word(before[name])} -> {_word(after[name])}" for name in PROTOCOLS)
+    shown = "; ".join(f"{name} {_word(before[name])} -> {_word(after[name])}" for name in PROBES)
     return f"{case.kind}, {case.name}: {shown}; {time.process_time() - started:.0f} CPU s {stopped or ''}"
 
 

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openjepa.data.sources import ImageSource, open_source
-from openjepa.evals import PROTOCOLS
 from openjepa.evals.features import ImageEncoder, RawPixels, extract_features
+from openjepa.evals.knn import score_knn
+from openjepa.evals.linear import score_linear
 from openjepa.nn.encoder import Encoder, VisionTransformer
 
 PATCH_SIZE, WIDTH, DEPTH, HEADS = 8, 192, 4, 3  # as --recipe auto has them
+PROBES = {"knn": score_knn, "linear": score_linear}
 BATCH = 64
 
 
@@ -81,7 +83,7 @@ class MeanOverPatches(nn.Module):
 def probe(encoder: ImageEncoder, train: ImageSource, test: ImageSource, protocols: list[str]) -> dict[str, float]:
     """Accuracy by each protocol."""
     features = [extract_features(encoder, source) for source in (train, test)]
-    return {name: round(PROTOCOLS[name](*features, 0).accuracy, 4) for name in protocols}
+    return {name: round(PROBES[name](*features, 0).score, 4) for name in protocols}
 
 
 def supervise(network: nn.Module, train: ImageSource, test: ImageSource, epochs: int, max_lr: float) -> float:

@@ -19,7 +19,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.small_data import FASHION, list_rivals, open_recipe
-from openjepa.commands.compare import Outcome, Variant, compare, lengthen, slug
+from openjepa.commands.compare import RunResult, Variant, compare, lengthen, slug
 from openjepa.data.sources import name_held_out
 from openjepa.engine.precision import pick_device
 from openjepa.runs.environment import describe_machine, describe_versions
@@ -96,7 +96,7 @@ def main() -> None:
     budget = {"train.max_minutes": asked.minutes, "train.max_steps": None, "health.probe_every_steps": asked.probe_every}
     variants = [Variant(row.name, budget | row.changes) for row in list_rivals(base)]
     test = name_held_out(asked.data) or asked.data
-    outcomes: list[Outcome] = compare(
+    outcomes: list[RunResult] = compare(
         variants, base, asked.data, test, seeds=asked.seeds, out=asked.out, jobs=asked.jobs, probe=PROBE,
         note=lambda line: print(line, file=sys.stderr, flush=True),
     )  # fmt: skip

@@ -89,7 +89,7 @@ def find_untrained(folder: Path, done: Row, run_json: Row, untrained: dict[str, 
     size, channels = (run_json["recipe"]["data"][name] for name in ("image_size", "channels"))
     key = str([shape, size, channels, done["outcome"]["seed"], run_json["data"], done["labels"], done["test"]])
     if key not in untrained:
-        record = evaluate_many(folder, ["random"], ["knn"], done["labels"], done["test"], device="cpu")[0]
+        record = evaluate_many(folder, ["random"], [("knn", 1)], done["labels"], done["test"], device="cpu")[0]
         untrained[key] = 100 * record["accuracy"]
     return untrained[key]
 

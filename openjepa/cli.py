@@ -96,37 +96,51 @@ def make_pretrain(base: sections.Recipe, choices: Sequence[Choice] = ()) -> Call
     return pretrain
 
 
-def evaluate(
-    run: RunPath,
-    protocol: Literal["knn", "linear"],
-    train: str,
-    test: str,
-    encoder: Literal["context", "target", "random", "pixels"] = "context",
-    layers: int = 1,
-    seed: int = 0,
-    device: str = "auto",
-    json: bool = False,
-) -> None:
-    """Measure an encoder on labelled images: weighted 20-NN or a linear probe. The last line is JSON.
-
-    Args:
-        run: A run folder or a checkpoint file.
-        protocol: knn (weighted 20 nearest neighbours) or linear (logistic regression on frozen features).
-        train: Labelled data to fit on; class sub-folders give labels.
-        test: Labelled data to test on, once.
-        encoder: Which encoder; random is the untrained one, pixels the raw image.
-        layers: How many last layers of the encoder the features are of; the paper takes 1 or 4.
-        seed: Of the held-out split and the bootstrap.
-        device: auto, cpu, cuda or cuda:N.
-        json: Print the JSON line alone.
-    """
+def make_evaluate() -> Callable[..., None]:
+    """The evaluate command, whose tasks are those of the table."""
     from openjepa.commands.evaluate import evaluate as measure
+    from openjepa.evals import TASKS
 
-    record = measure(run, protocol, train, test, encoder, layers=layers, seed=seed, device=device)
-    if not json:
-        low, high = record["interval"]
-        print(f"{protocol} accuracy of {encoder}: {record['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})")
-    print(_to_json(record))
+    task_name: Any = Annotated[Literal[tuple(TASKS)], arg(aliases=["--protocol"])]  # what version 0.1 called it
+
+    def evaluate(
+        spec: Annotated[Positional[str], arg(metavar="ENCODER")],
+        task: task_name,
+        train: str,
+        test: str,
+        encoder: Literal["context", "target", "random", "pixels"] = "context",
+        layers: int = 1,
+        seed: int = 0,
+        device: str = "auto",
+        json: bool = False,
+    ) -> None:
+        """Measure an encoder on labelled images. The last line is JSON.
+
+        Args:
+            spec: A run folder or checkpoint file; random:RECIPE or random:RUN; pixels:SIZE or pixels:RUN; timm:NAME or
+                timm:NAME:FILE; hf:FOLDER.
+            task: knn (20 nearest neighbours vote), linear (logistic regression on pooled features) or attentive (learned queries
+                choose among patch features).
+            train: Labelled data to fit on; class sub-folders give labels.
+            test: Labelled data to test on, once.
+            encoder: Which encoder of a run; random is the untrained one, pixels the raw image.
+            layers: How many last layers of the encoder pooled features are of; the paper takes 1 or 4.
+            seed: Of what a task draws: held-out images, first weights.
+            device: auto, cpu, cuda or cuda:N.
+            json: Print the JSON line alone.
+        """
+        record = measure(spec, task, train, test, encoder, layers=layers, seed=seed, device=device)
+        if not json:
+            low, high = record["interval"]
+            score = f"{record[record['main']]:.2%} (95 % interval {low:.2%} to {high:.2%})"
+            print(f"{task} {record['main']} of {record['encoder']}: {score}")
+        print(_to_json(record))
+
+    return evaluate
+
+
+def describe_evaluate() -> None:
+    """Measure an encoder on labelled images. The last line is JSON."""  # without the table of tasks, which takes seconds
 
 
 def embed(
@@ -379,13 +393,14 @@ def main(argv: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
+        verb = arguments[0] if arguments else ""
         commands: dict[str, Callable[..., Any]] = {
-            "pretrain": make_pretrain(*_base_recipe(arguments)), "evaluate": evaluate, "embed": embed,
+            "pretrain": make_pretrain(*_base_recipe(arguments)),
+            "evaluate": make_evaluate() if verb == "evaluate" else describe_evaluate, "embed": embed,
             "import": import_weights, "export": export, "masks": masks, "report": report, "health": health, "recipes": recipes,
             "doctor": doctor, "bench": bench, "pack": pack, "make-scenes": make_scenes, "ablate": ablate,
             "demo": demo,
         }  # fmt: skip
-        verb = arguments[0] if arguments else ""
         shown = {name: command if name == verb else _named_only(command) for name, command in commands.items()}
         tyro.extras.subcommand_cli_from_dict(shown, prog="openjepa", args=arguments, description=_DESCRIPTION)
     except BrokenPipeError:
@@ -490,7 +505,7 @@ def _flag(arguments: list[str], name: str) -> str | None:
 
 
 def _to_json(record: dict[str, Any]) -> str:
-    return to_json({"accuracy": record["accuracy"]} | record)
+    return to_json({record["main"]: record[record["main"]]} | record)
 
 
 def _fail(message: str, status: int = 2) -> None:

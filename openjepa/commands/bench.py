@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from itertools import islice
 
 from openjepa.data.sources import ImageSource, open_source
+from openjepa.data.views import find_normalization
 from openjepa.engine.precision import choose_precision, measure_peak, pick_device
 from openjepa.masks import check_masks, sample_masks
 from openjepa.methods.cost import count_flops
 from openjepa.methods.make import make_method
 from openjepa.recipe.sections import Recipe
 from openjepa.runs.environment import describe_machine
-from openjepa.training.build import find_normalization, make_batches, measure_step, plan_steps
+from openjepa.training.build import make_batches, measure_step, plan_steps
 from openjepa.training.speed import describe_speed, in_words
 
 MEASURED_S = 20.0  # how long steps are timed
@@ -33,7 +34,7 @@ def measure_machine(data: str, recipe: Recipe) -> Iterator[str]:
     peak = measure_peak(device, precision)
     yield f"peak of matrix products: {peak / 1e9:,.0f} GFLOP/s in {precision}, {measure_peak(device, 'fp32') / 1e9:,.0f} in fp32"
 
-    mean, std = find_normalization(recipe, source)
+    mean, std = find_normalization(recipe.data, source)
     batch = recipe.data.batch_size
     step = measure_step(recipe, source, mean, std, MEASURED_S)
     masks = sample_masks(recipe.mask, recipe.grid, batch, seed=0, step=0)

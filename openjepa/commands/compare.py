@@ -19,20 +19,18 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from openjepa.commands.evaluate import Candidate, evaluate_many
+from openjepa.commands.evaluate import evaluate_many
 from openjepa.commands.pretrain import pretrain
 from openjepa.data.sources import canonical_spec, open_labelled
-from openjepa.engine.precision import pick_device
-from openjepa.evals import PROTOCOLS
-from openjepa.evals.features import extract_features, take_last_layer
+from openjepa.evals.encoders import Candidate
 from openjepa.recipe.files import build_recipe
 from openjepa.recipe.sections import Recipe
 from openjepa.runs.folder import RunFolder, read_json, write_json
 from openjepa.weights.load import load_encoder
 
 LONG = 10_000.0  # epochs
-MOST_PIXELS = 4096  # numbers in an image, channels counted
-PAPER_LAYERS = 4  # the paper's linear probe takes the last layer or the last four side by side (2301.08243, section A.2)
+# Scores of a RunResult: (task, layers). The paper's linear probe takes the last layer or the last four (2301.08243, A.2).
+COLUMNS = {"knn": ("knn", 1), "linear": ("linear", 1), "linear_4": ("linear", 4), "attentive": ("attentive", 1)}
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one run gave. Accuracies in per cent, of the context encoder's pooled features; linear_4 of its last four layers.
+class RunResult:
+    """What one run gave. Accuracies in per cent, of the context encoder; linear_4 of its last four layers.
 
     They are None for a run that stopped because its loss was no longer finite.
     """
@@ -73,6 +71,7 @@ class Outcome:
     images_per_s: float | None
     steps: int
     verdict: str
+    attentive: float | None = None
 
 
 def apply_changes(base: Recipe, changes: dict[str, Any], name: str) -> Recipe:
@@ -104,7 +103,7 @@ def compare(
     jobs: int = 1,
     probe: tuple[str, str] | None = None,
     note: Callable[[str], None] = lambda _: None,
-) -> list[Outcome]:
+) -> list[RunResult]:
     """Run every variant with seeds 0, 1, ... and give what came out, by seed, then variant.
 
     train: images, which the runs see without labels; labels: labelled images to fit the probes on, those of train if not given;
@@ -133,7 +132,7 @@ def compare(
         return [future.result() for future in futures]
 
 
-def run_job(job: Job) -> Outcome:
+def run_job(job: Job) -> RunResult:
     """Train, or go on with, one run, probe it, and give the outcome; a finished one is read from its folder."""
     folder = RunFolder(job.folder)
     done = job.folder / "outcome.json"
@@ -143,7 +142,7 @@ def run_job(job: Job) -> Outcome:
         specs = [canonical_spec(str(spec)) for spec in (recorded["data"], found.get("labels"), found.get("test"))]
         if recipe != job.recipe or specs != [canonical_spec(spec) for spec in (job.train, job.labels, job.test)]:
             raise ValueError(f"{job.folder} holds a run of other settings; choose another folder")
-        return Outcome(**found["outcome"])
+        return RunResult(**found["outcome"])
     torch.set_num_threads(job.threads)
     try:
         probe_train, probe_test = job.probe or (None, None)
@@ -151,47 +150,39 @@ def run_job(job: Job) -> Outcome:
             job.train, job.recipe, job.folder, resume=folder.exists(), probe_train=probe_train, probe_test=probe_test,
             console=Console(quiet=True),
         ).label  # fmt: skip
-        knn, linear, linear_4 = _probe(job)
+        scores = _probe(job.folder, "context", job.labels, job.test)
     except ArithmeticError:
-        label, knn, linear, linear_4 = "diverging", None, None, None
+        label, scores = "diverging", dict.fromkeys(COLUMNS)
     rows = folder.read_metrics("train")
     speed = statistics.median(row["images_per_s"] for row in rows[1:] or rows)
-    outcome = Outcome(job.variant, job.seed, knn, linear, linear_4, speed, folder.read_run()["total_steps"], label)
+    outcome = RunResult(
+        variant=job.variant, seed=job.seed, **scores, images_per_s=speed, steps=folder.read_run()["total_steps"], verdict=label
+    )
     write_json(done, {"outcome": asdict(outcome), "labels": job.labels, "test": job.test})
     return outcome
 
 
-def _probe(job: Job) -> tuple[float, float, float | None]:
-    """Accuracies in per cent of the run's context encoder, whose features are extracted once: a pass costs more than a probe."""
-    depth = job.recipe.model.encoder_shape[1]
-    device = pick_device(job.recipe.train.device)
-    encoder = load_encoder(job.folder, "context", str(device), min(depth, PAPER_LAYERS))
-    sources = [open_labelled(spec, encoder.channels) for spec in (job.labels, job.test)]
-    train, test = (extract_features(encoder, source, device=device) for source in sources)
-    last_train, last_test = take_last_layer(encoder, train), take_last_layer(encoder, test)
-    knn, linear = (100 * PROTOCOLS[protocol](last_train, last_test, 0).accuracy for protocol in ("knn", "linear"))
-    return knn, linear, 100 * PROTOCOLS["linear"](train, test, 0).accuracy if depth >= PAPER_LAYERS else None
+def _probe(folder: Path, encoder: Candidate, labels: str, test: str) -> dict[str, float | None]:
+    """Scores in per cent by the names of COLUMNS of a run's encoder; None for those of more layers than it has."""
+    depth = 1 if encoder == "pixels" else len(load_encoder(folder).vit.blocks)
+    tasks = [(task, layers) for task, layers in COLUMNS.values() if layers <= depth]
+    records = evaluate_many(folder, [encoder], tasks, labels, test)
+    found = {(record["task"], record["layers"]): 100 * record[record["main"]] for record in records}
+    return {name: found.get(column) for name, column in COLUMNS.items()}
 
 
-def measure_baselines(folders: Sequence[Path], labels: str, test: str) -> list[Outcome]:
-    """Raw pixels, and the untrained encoder of each finished run, probed as the runs are. folders: of seeds 0, 1, ...
-
-    Images of more than MOST_PIXELS get no linear probe of their pixels: it would take longer than the runs.
-    """
-    encoder = load_encoder(folders[0])
-    num_pixels = encoder.size[0] * encoder.size[1] * encoder.channels
+def measure_baselines(folders: Sequence[Path], labels: str, test: str) -> list[RunResult]:
+    """Raw pixels, and the untrained encoder of each finished run, probed as the runs are. folders: of seeds 0, 1, ..."""
     baselines: list[tuple[Candidate, str, int]] = [("pixels", "raw pixels", 0)]
     baselines += [("random", "untrained encoder", seed) for seed in range(len(folders))]
     found = []
     for candidate, name, seed in baselines:
-        protocols = ["knn"] if candidate == "pixels" and num_pixels > MOST_PIXELS else ["knn", "linear"]
-        records = evaluate_many(folders[seed], [candidate], protocols, labels, test, device="cpu")
-        knn, linear = [100 * record["accuracy"] for record in records] + [None] * (2 - len(records))
-        found.append(Outcome(name, seed, knn, linear, None, None, 0, ""))
+        scores = _probe(folders[seed], candidate, labels, test)
+        found.append(RunResult(variant=name, seed=seed, **scores, images_per_s=None, steps=0, verdict=""))
     return found
 
 
-def tabulate(outcomes: Sequence[Outcome], reference: str, extra: Mapping[str, Sequence[str]] | None = None) -> str:
+def tabulate(outcomes: Sequence[RunResult], reference: str, extra: Mapping[str, Sequence[str]] | None = None) -> str:
     """A Markdown table, a row a variant: mean and spread over seeds, and the paired difference from the reference's runs.
 
     Spread is the standard deviation over seeds; a difference is taken seed by seed and carries its own. extra: further columns,
@@ -200,7 +191,18 @@ def tabulate(outcomes: Sequence[Outcome], reference: str, extra: Mapping[str, Se
     names = list(dict.fromkeys(outcome.variant for outcome in outcomes))
     by_name = {name: sorted((o for o in outcomes if o.variant == name), key=lambda o: o.seed) for name in names}
     extra = extra or {}
-    head = ["", "20-NN", "linear", "linear, last 4 layers", f"linear against {reference}", "speed", "seeds", "verdicts", *extra]
+    head = [
+        "",
+        "20-NN",
+        "linear",
+        "linear, last 4 layers",
+        "attentive",
+        f"linear against {reference}",
+        "speed",
+        "seeds",
+        "verdicts",
+        *extra,
+    ]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     anchor = {outcome.seed: outcome for outcome in by_name[reference]}
     for place, name in enumerate(names):
@@ -214,6 +216,7 @@ def tabulate(outcomes: Sequence[Outcome], reference: str, extra: Mapping[str, Se
             _mean_and_spread([row.knn for row in rows]),
             _mean_and_spread([row.linear for row in rows]),
             _mean_and_spread([row.linear_4 for row in rows]),
+            _mean_and_spread([row.attentive for row in rows]),
             "" if name == reference else _mean_and_spread(paired, "+.1f"),
             f"{statistics.mean(speeds):.2f}" if speeds else "",
             str(len(rows)),
@@ -237,7 +240,7 @@ def _mean_and_spread(measured: Sequence[float | None], form: str = ".1f") -> str
     return f"{statistics.mean(values):{form}}{spread}"
 
 
-def _told(outcome: Outcome, note: Callable[[str], None], place: int, total: int) -> Outcome:
+def _told(outcome: RunResult, note: Callable[[str], None], place: int, total: int) -> RunResult:
     knn, linear = ("none" if value is None else f"{value:.1f}" for value in (outcome.knn, outcome.linear))
     note(
         f"{place} of {total}: {outcome.variant}, seed {outcome.seed}: 20-NN {knn}, linear {linear}, {outcome.steps} steps, "

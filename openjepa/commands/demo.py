@@ -9,9 +9,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from openjepa.commands.evaluate import Candidate, evaluate_many
+from openjepa.commands.evaluate import evaluate_many
 from openjepa.commands.pretrain import pretrain
 from openjepa.commands.report import write_report
+from openjepa.evals import TASKS
+from openjepa.evals.encoders import Candidate
 from openjepa.recipe.edit import changed_keys
 from openjepa.recipe.files import build_recipe, load_recipe
 from openjepa.runs.folder import Row, RunFolder
@@ -19,6 +21,7 @@ from openjepa.runs.lock import lock_run
 
 TRAIN, TEST = "sample:train", "sample:test"
 MARK = ".demo"  # a file that says that a folder is a demo's
+COLUMNS = {("knn", 1): TASKS["knn"].title, ("linear", 1): "Linear, last layer", ("linear", 4): "Linear, last 4 layers"}
 NAMES: dict[Candidate, str] = {
     "pixels": "raw pixels",
     "random": "random encoder",
@@ -41,8 +44,8 @@ def run_demo(out: Path, minutes: float | None) -> None:
         recipe = build_recipe(values)
     console.print(f"Pretraining I-JEPA on 10,000 embedded images for {recipe.train.max_minutes:g} minutes, without labels.")
     verdict = pretrain(TRAIN, recipe, out, console=console)
-    console.print("Evaluating: 20 nearest neighbours and a linear probe, 10,000 labelled training and 2,000 test images.")
-    records = evaluate_many(out, list(NAMES), ["knn", "linear"], TRAIN, TEST, device="cpu", note=console.print)
+    console.print("Evaluating: 20 nearest neighbours and linear probes, 10,000 labelled training and 2,000 test images.")
+    records = evaluate_many(out, list(NAMES), list(COLUMNS), TRAIN, TEST, device="cpu", note=console.print)
     page = write_report(out)
     console.print(make_table(records))
     console.print(f"[bold]Verdict: {verdict.label}.[/bold] {verdict.reason} {verdict.advice}", highlight=False)
@@ -57,21 +60,25 @@ def run_demo(out: Path, minutes: float | None) -> None:
 
 
 def make_table(records: list[Row]) -> Table:
-    """Accuracy of each candidate by each protocol, with its bootstrap interval."""
-    table = Table("", "20-NN", "linear probe", title="Accuracy on the 2,000 test images (95 % interval)")
+    """Accuracy of each candidate by each task, with its interval."""
+    table = Table("", *COLUMNS.values(), title="Accuracy on the 2,000 test images (95 % interval)")
     for name, words in NAMES.items():
-        cells = {record["protocol"]: record for record in records if record["encoder"] == name}
-        table.add_row(words, *(_cell(cells[protocol]) for protocol in ("knn", "linear")))
+        cells = {(record["task"], record["layers"]): record for record in records if record["encoder"] == name}
+        table.add_row(words, *(_cell(cells[column]) if column in cells else "" for column in COLUMNS))
     return table
 
 
 def compare(records: list[Row]) -> str:
     """One sentence: how far the trained context encoder is from the untrained one and from raw pixels, in points."""
-    accuracy = {(record["encoder"], record["protocol"]): 100 * record["accuracy"] for record in records}
+    accuracy = {(record["encoder"], record["task"], record["layers"]): 100 * record["accuracy"] for record in records}
+
+    def lead(task: str, layers: int, other: str) -> str:
+        theirs = accuracy[other, task, 1 if other == "pixels" else layers]
+        return f"{accuracy['context', task, layers] - theirs:+.1f}"
+
     parts = [
-        f"{words} {accuracy['context', protocol] - accuracy['random', protocol]:+.1f} points over the random encoder, "
-        f"{accuracy['context', protocol] - accuracy['pixels', protocol]:+.1f} over raw pixels"
-        for protocol, words in (("knn", "20-NN"), ("linear", "linear probe"))
+        f"{words} {lead(task, layers, 'random')} points over the random encoder, {lead(task, layers, 'pixels')} over raw pixels"
+        for (task, layers), words in COLUMNS.items()
     ]
     return f"Trained context encoder: {'; '.join(parts)}."
 

@@ -10,10 +10,11 @@ import torch
 from openjepa.data.inspect import check_number, describe_data, find_problems
 from openjepa.data.loader import evaluation_batches
 from openjepa.data.sources import open_source
+from openjepa.data.views import find_normalization
 from openjepa.engine.precision import pick_device
 from openjepa.masks import check_masks, measure_coverage
 from openjepa.recipe.sections import Recipe
-from openjepa.training.build import find_normalization, measure_step, plan_steps
+from openjepa.training.build import measure_step, plan_steps
 from openjepa.training.memory import fit_memory, free_bytes, peak_bytes
 from openjepa.training.speed import in_words
 
@@ -44,7 +45,7 @@ def examine(data: str, recipe: Recipe) -> Iterator[str]:
     if len(source) < recipe.data.batch_size:
         batch = recipe.data.batch_size
         yield f"only {len(source)} images for a batch of {batch}, so that images repeat within it; lower --data.batch-size"
-    mean, std = find_normalization(recipe, source)
+    mean, std = find_normalization(recipe.data, source)
     line = fit_memory(recipe)
     step_s = measure_step(recipe, source, mean, std, MEASURED_S).seconds
     steps = plan_steps(recipe, len(source), step_s)

@@ -92,7 +92,7 @@ def _gather(batches: Iterator[FeatureBatch], skipped: list[tuple[str, str]]) -> 
 
 def _join(batches: list[FeatureBatch]) -> FeatureBatch:
     return FeatureBatch(
-        np.concatenate([batch.pooled for batch in batches]), np.concatenate([batch.image_idx for batch in batches]), []
+        np.concatenate([batch.rows for batch in batches]), np.concatenate([batch.image_idx for batch in batches]), []
     )
 
 
@@ -103,7 +103,7 @@ def _make_table(batch: FeatureBatch, source: ImageSource, metadata: Mapping[str,
     columns = {
         "path": pa.array([source.path(number) for number in numbers], pa.string()),
         "label": pa.array(labels, pa.string()),
-        "features": pa.FixedSizeListArray.from_arrays(pa.array(batch.pooled.reshape(-1)), batch.pooled.shape[1]),
+        "features": pa.FixedSizeListArray.from_arrays(pa.array(batch.rows.reshape(-1)), batch.rows.shape[1]),
     }
     return pa.table(columns, metadata={f"openjepa.{key}": value for key, value in metadata.items()})
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from openjepa.data.sources import FolderSource, ImageSource
+from openjepa.data.sources import DecodeError, FolderSource, ImageSource
 
 SAMPLED = 256  # images of which more than the name counts
 DIGITS = 16
 
 
 def fingerprint(source: ImageSource) -> str:
-    """The fingerprint of a source's images; files that cannot be looked at count as empty."""
+    """The fingerprint of a source's images; those that cannot be read count as empty."""
     found = hashlib.sha256()
     for index in range(len(source)):
         found.update(_name(source, index) + b"\0")
@@ -37,7 +37,10 @@ def _name(source: ImageSource, index: int) -> bytes:
 
 def _content(source: ImageSource, index: int) -> bytes:
     if not isinstance(source, FolderSource):
-        return source.open(index).decode().tobytes()
+        try:
+            return source.open(index).decode().tobytes()
+        except DecodeError:
+            return b""
     try:
         return str(os.stat(source.files[index]).st_size).encode()
     except OSError:

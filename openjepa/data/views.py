@@ -34,6 +34,7 @@ CROP_TRIES = 10  # torchvision's
 JITTER_PROBABILITY = 0.8  # SimCLR's (Chen et al. 2020, arXiv 2002.05709, appendix A), as is the blur's
 BLUR_PROBABILITY = 0.5
 SOLARIZE_PROBABILITY = 0.2  # BYOL's (Grill et al. 2020, arXiv 2006.07733, appendix B)
+NORMALIZATION_IMAGES = 2000  # enough for a mean to two digits
 LOWEST_STD = 1 / 255  # one grey level: constant images have a standard deviation of 0, and pixels are divided by it
 MEASURED_SIDE_PX = 512
 REDUCTIONS = (8, 4, 2)  # that a JPEG decodes to at less cost
@@ -120,6 +121,17 @@ def draw_crop(
     height = max(1, min(image_height, round(image_width / lowest)))
     width = max(1, min(image_width, round(image_height * highest)))
     return (image_height - height) // 2, (image_width - width) // 2, height, width
+
+
+def find_normalization(settings: Data, source: ImageSource) -> tuple[list[float], list[float]]:
+    """Channel mean and standard deviation of images in [0, 1]: ImageNet's, or measured on the source."""
+    if settings.normalization == "measured":
+        return measure_normalization(source, NORMALIZATION_IMAGES)
+    if settings.channels == 3:
+        return list(IMAGENET_MEAN), list(IMAGENET_STD)
+    if settings.channels == 1:
+        return [sum(IMAGENET_MEAN) / 3], [sum(IMAGENET_STD) / 3]
+    raise ValueError(f"data.normalization imagenet has no statistics for {settings.channels} channels; use measured")
 
 
 def measure_normalization(source: ImageSource, num_images: int) -> tuple[list[float], list[float]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Literal
 
 import torch
@@ -19,6 +20,7 @@ from openjepa.engine.prefetch import wait_for
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 Precision = Literal["bf16", "fp16", "fp32"]
+TRIES = 3  # of each, in turn
 EMULATED_RATIO = 0.5  # products at less than half of float32's rate are emulated, not merely untuned
 LEAST_SCALE = 1.0  # of fp16 gradients: as large a scale enlarges nothing, and what is not finite under it is broken
 SIDES = (2048, 16384)  # of the products that measure a peak: on a CPU the first, on a GPU from the first to the last at most
@@ -40,8 +42,24 @@ def _emulates(device: torch.device, precision: Precision) -> bool:
         with torch.cuda.device(device):  # PyTorch asks the current one
             return precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        return _product_s(torch.float32) / _product_s(DTYPES[precision]) <= EMULATED_RATIO
+        return _cpu_emulates(precision)
     return False
+
+
+@cache
+def _cpu_emulates(precision: Precision) -> bool:
+    """Whether products take at least twice as long as in float32, on one thread: on a busy machine several wait for one another.
+
+    There float32 on two threads has looked as slow as emulated bf16, and a run then trained at a fiftieth of its speed.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        pairs = [(_product_s(torch.float32), _product_s(DTYPES[precision])) for _ in range(TRIES)]
+    finally:
+        torch.set_num_threads(before)
+    ours, theirs = (min(column) for column in zip(*pairs, strict=True))
+    return bool(ours / theirs <= EMULATED_RATIO)
 
 
 def explain_precision(device: torch.device, asked: Precision, chosen: Precision) -> str:

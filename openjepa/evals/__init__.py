@@ -1,14 +1,19 @@
 """Evaluations see an encoder, never a method: ours, the baselines and other people's go through the same code.
 
-A protocol is called on (train features, test features, seed) and returns a Result. A new one is one file and one row here;
-tests/contract/test_protocols.py holds every row to the same contract.
+A task is called on (encoder's features, training source, test source, settings, seed) and gives an Outcome. A new one is a
+file and a row of TASKS: the command line, the report and the docs take their names from here, and
+tests/contract/test_tasks.py holds every row to the same contract.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
 
-from openjepa.evals.features import Features
-from openjepa.evals.knn import evaluate_knn
-from openjepa.evals.linear import evaluate_linear
-from openjepa.evals.outcome import Result
+from openjepa.evals.attentive import score_attentive
+from openjepa.evals.knn import score_knn
+from openjepa.evals.linear import score_linear
+from openjepa.evals.task import FeatureTask, Task
 
-PROTOCOLS: dict[str, Callable[[Features, Features, int], Result]] = {"knn": evaluate_knn, "linear": evaluate_linear}
+TASKS: dict[str, Task] = {
+    "knn": FeatureTask("knn", "20-NN", score_knn),
+    "linear": FeatureTask("linear", "Linear probe", score_linear),
+    "attentive": FeatureTask("attentive", "Attentive probe", score_attentive, needs_patches=True),
+}

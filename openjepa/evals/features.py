@@ -1,31 +1,41 @@
-"""Pooled features of every readable image of a source: one pass of a frozen encoder, in order, with a progress bar.
+"""Features of every readable image of a source: one pass of a frozen encoder, in order, with a progress bar.
 
 An evaluation sees only what is here: an encoder called on (B, C, H, W) images gives one vector an image and one a patch.
-Raw pixels obey the same contract and are the baseline that costs nothing. Left out: patch features, which a folder of images
-would not fit in memory, and views other than the one resized, centre-cropped one (openjepa/data/views.py).
+Raw pixels obey the same contract and are the baseline that costs nothing. Features are kept on disk for the next task on
+the same encoder and data. Left out: views other than the one resized, centre-cropped one (openjepa/data/views.py).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 from torch import Tensor, nn
 
+from openjepa.data.fingerprint import fingerprint
 from openjepa.data.loader import evaluation_batches
 from openjepa.data.sources import ImageSource
 from openjepa.engine.precision import Precision, autocast
-from openjepa.nn.encoder import Encoder, EncoderOutput, require_images
+from openjepa.nn.encoder import Encoder, EncoderOutput, patchify, require_images
+from openjepa.runs.folder import write_atomic
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
+
+MOST_BYTES = 6e9  # patch features held in memory
+MOST_KEPT_BYTES = 5e8  # of a file of features; larger ones are computed again
 
 
 @runtime_checkable
@@ -46,23 +56,25 @@ class ImageEncoder(Protocol):
 
 @dataclass(frozen=True)
 class RawPixels:
-    """The baseline without an encoder: pooled features are the pixels in [0, 1], in a row, and each pixel is a patch."""
+    """The baseline without an encoder: pooled features are the pixels in [0, 1], in a row; a patch's are its pixels."""
 
     size: tuple[int, int]
     channels: int
+    patch_size: int = 1
 
     def __call__(self, images: Tensor) -> EncoderOutput:
         """uint8 images, or float images in [0, 1]; ValueError as Encoder raises it."""
         require_images(images)
         scaled = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-        return EncoderOutput(scaled.flatten(1), scaled.permute(0, 2, 3, 1))
+        grid = (self.size[0] // self.patch_size, self.size[1] // self.patch_size)
+        return EncoderOutput(scaled.flatten(1), patchify(scaled, self.patch_size).unflatten(1, grid))
 
 
 @dataclass(frozen=True)
 class Features:
     """Features of the images that could be read, with their classes where the source has any."""
 
-    pooled: Floats = field(repr=False)  # (n, D)
+    rows: Floats = field(repr=False)  # pooled (n, D), or of patches (n, P, D)
     labels: Integers | None = field(repr=False)  # (n,) indices into classes
     image_idx: Integers = field(repr=False)  # (n,) numbers in the source
     classes: list[str]
@@ -73,7 +85,7 @@ class Features:
 class FeatureBatch(NamedTuple):
     """Features of one batch, on the CPU."""
 
-    pooled: Floats  # (B, D)
+    rows: Floats  # pooled (B, D), or of patches (B, P, D)
     image_idx: Integers  # (B,)
     skipped: list[tuple[str, str]]
 
@@ -87,14 +99,18 @@ def extract_features(
     device: str | torch.device = "cpu",
     precision: Precision = "fp32",
     label: str | None = None,
+    patches: bool = False,
 ) -> Features:
     """Features of all readable images of a source, in its order. Arguments and errors as for stream_features."""
     batches = list(
-        stream_features(encoder, source, batch_size=batch_size, workers=workers, device=device, precision=precision, label=label)
-    )
+        stream_features(
+            encoder, source, batch_size=batch_size, workers=workers, device=device, precision=precision, label=label,
+            patches=patches,
+        )
+    )  # fmt: skip
     image_idx = np.concatenate([batch.image_idx for batch in batches])
     return Features(
-        pooled=np.concatenate([batch.pooled for batch in batches]),
+        rows=np.concatenate([batch.rows for batch in batches]),
         labels=None if source.labels is None else source.labels[image_idx],
         image_idx=image_idx,
         classes=list(source.classes),
@@ -112,11 +128,13 @@ def stream_features(
     device: str | torch.device = "cpu",
     precision: Precision = "fp32",
     label: str | None = None,
+    patches: bool = False,
 ) -> Iterator[FeatureBatch]:
     """Features batch by batch, in float32 whatever the precision of the products; unreadable images are left out.
 
     An encoder that is a module is moved to `device` and, meanwhile, is in eval mode. label: what the progress bar on a
-    terminal says; None shows none (a bar inside another bar would stop older versions of rich).
+    terminal says; None shows none (a bar inside another bar would stop older versions of rich). patches: features of patches,
+    row by row, in place of pooled ones.
     Raises ValueError if the source's channels are not the encoder's, no image can be read, or a feature is not finite.
     """
     if source.channels != encoder.channels:
@@ -128,22 +146,95 @@ def stream_features(
         task = progress.add_task(label or "", total=len(source))
         for images, image_idx, skipped in batches:
             with torch.inference_mode(), autocast(place, precision):  # not around the yield: it would reach the caller
-                pooled = encoder(images.to(place, non_blocking=True))[0].float().cpu()
-            if not bool(pooled.isfinite().all()):
-                bad = source.path(int(image_idx[~pooled.isfinite().all(1)][0]))
+                pooled, tokens = encoder(images.to(place, non_blocking=True))
+                rows = (tokens.flatten(1, 2) if patches else pooled).float().cpu()
+            if not bool(rows.isfinite().all()):
+                bad = source.path(int(image_idx[~rows.flatten(1).isfinite().all(1)][0]))
                 raise ValueError(
                     f"the encoder's features of {bad} are not finite: its weights are damaged; use an earlier checkpoint"
                 )
-            yield FeatureBatch(pooled.numpy(), image_idx.numpy(), skipped)
+            yield FeatureBatch(rows.numpy(), image_idx.numpy(), skipped)
             progress.advance(task, len(image_idx) + len(skipped))
 
 
-def take_last_layer(encoder: Encoder, features: Features) -> Features:
-    """What the encoder gives as features of its last layer alone, from those of its last layers side by side."""
-    if encoder.num_layers == 1:
-        return features
-    weight, bias = (part.detach().cpu().numpy() for part in encoder.vit.norm.parameters())
-    return replace(features, pooled=features.pooled[:, -encoder.width :] * weight + bias)
+class FeatureStore:
+    """The features of one encoder, computed once for each source; pooled ones are also kept in a folder, where one is given.
+
+    weights: a name that is another one for other weights; features on disk are found by it, the images, the size of the view
+    and the layers.
+    """
+
+    def __init__(
+        self,
+        encoder: ImageEncoder,
+        weights: str,
+        *,
+        folder: Path | None = None,
+        device: str | torch.device = "cpu",
+        label: str | None = None,
+    ) -> None:
+        self.encoder, self.weights, self.folder, self.device, self.label = encoder, weights, folder, device, label
+        self.known: dict[str, Features] = {}
+
+    def extract(self, source: ImageSource, layers: int = 1) -> Features:
+        """Pooled features of the encoder's last layers. ValueError as extract_features raises it, or if it lacks layers."""
+        encoder = self.encoder
+        if layers != 1:
+            if not isinstance(encoder, Encoder):
+                raise ValueError(f"only encoders of OpenJEPA have a choice of layers, {self.label} has not: use --layers 1")
+            encoder = encoder.with_layers(layers)
+        return self._find(source, f"pooled-{layers}", encoder, patches=False)
+
+    def extract_patches(self, source: ImageSource) -> Features:
+        """Patch features (n, P, D) of the encoder's last layer. ValueError if they would take more than MOST_BYTES."""
+        with torch.inference_mode(), _evaluating(self.encoder, torch.device(self.device)):
+            blank = torch.zeros(1, self.encoder.channels, *self.encoder.size, dtype=torch.uint8, device=self.device)
+            num_bytes = 4 * len(source) * self.encoder(blank)[1].numel()
+        if num_bytes > MOST_BYTES:
+            raise ValueError(
+                f"patch features of the {len(source):,} images of {source.spec} take {num_bytes / 1e9:.0f} GB of memory, more "
+                f"than {MOST_BYTES / 1e9:.0f}; use fewer labelled images"
+            )
+        return self._find(source, "patches", self.encoder, patches=True)
+
+    def _find(self, source: ImageSource, kind: str, encoder: ImageEncoder, patches: bool) -> Features:
+        labels = "" if source.labels is None else str(source.labels.tolist()) + str(source.classes)
+        key = [kind, self.weights, fingerprint(source), source.spec, list(self.encoder.size), self.encoder.channels, labels]
+        name = f"{kind}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]}"
+        if name not in self.known:
+            path = None if self.folder is None or patches else self.folder / f"{name}.safetensors"
+            found = None if path is None else read_features(path, source)
+            if found is None:
+                label = None if self.label is None else f"{self.label}: {source.spec}"
+                found = extract_features(encoder, source, device=self.device, label=label, patches=patches)
+                if path is not None:
+                    keep_features(path, found)
+            self.known[name] = found
+        return self.known[name]
+
+
+def read_features(path: Path, source: ImageSource) -> Features | None:
+    """Features that keep_features wrote of a source; None if there are none, or the file is damaged."""
+    try:
+        with safe_open(path, "numpy") as file:
+            rows, image_idx = file.get_tensor("rows"), file.get_tensor("image_idx")
+            skipped = json.loads(file.metadata()["skipped"])
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return None
+    labels = None if source.labels is None else source.labels[image_idx]
+    return Features(rows, labels, image_idx, list(source.classes), source.spec, [(bad, reason) for bad, reason in skipped])
+
+
+def keep_features(path: Path, features: Features) -> None:
+    """Write features for read_features, unless they are large or the disk has no room: it is only a convenience."""
+    if features.rows.nbytes > MOST_KEPT_BYTES:
+        return
+    tensors: dict[str, npt.NDArray[Any]] = {"rows": np.ascontiguousarray(features.rows), "image_idx": features.image_idx}
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_atomic(path, save(tensors, metadata={"skipped": json.dumps(features.skipped)}))
+    except OSError:
+        return
 
 
 @contextmanager

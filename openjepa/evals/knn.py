@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from openjepa.evals.features import Features
 from openjepa.evals.labels import pair_up
-from openjepa.evals.outcome import Result
+from openjepa.evals.outcome import Outcome
 
 NEIGHBOURS = 20  # DINO, appendix F: best over its models
 TEMPERATURE = 0.07  # Wu et al., section 3.4
@@ -26,12 +26,12 @@ MOST_SIMILARITIES = 2**25  # held at a time: 128 MB
 ROWS = 4096  # held in double precision at a time
 
 
-def evaluate_knn(
+def score_knn(
     train: Features, test: Features, seed: int = 0, *, k: int = NEIGHBOURS, temperature: float = TEMPERATURE
-) -> Result:
+) -> Outcome:
     """Accuracy of the weighted vote. With fewer than k training images all of them vote, and the record says how many.
 
-    The seed is for the bootstrap interval alone. Raises ValueError as labels.pair_up does, or for k < 1 or temperature <= 0.
+    Nothing is drawn, so the seed is only recorded. Raises ValueError as labels.pair_up does, or for k < 1 or temperature <= 0.
     """
     if k < 1 or temperature <= 0:
         raise ValueError(f"k-NN needs k of at least 1 and a temperature above 0, not k {k} and temperature {temperature:g}")

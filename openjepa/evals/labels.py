@@ -1,7 +1,7 @@
-"""Train and test features made ready for a protocol: classes matched by name, mistakes found before anything is computed.
+"""Train and test features made ready for a task: classes matched by name, mistakes found before anything is computed.
 
 Two folders number their classes each in its own way, and a test folder may lack some, so numbers are never compared.
-Training images are put in the order of their number, so that no protocol depends on the order in which they came.
+Training images are put in the order of their number, so that no task depends on the order in which they came.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from openjepa.data.sources import canonical_spec
 from openjepa.evals.features import Features, Integers
-from openjepa.evals.outcome import Result, bootstrap_interval
+from openjepa.evals.outcome import Outcome, score_share
 
 MOST_NAMED = 5  # class names in an error
 
@@ -25,30 +25,28 @@ MOST_NAMED = 5  # class names in an error
 class LabelledPair:
     """Training and test features with labels that are indices into the same classes."""
 
-    train: Float[Tensor, "num_train dim"]
+    train: Float[Tensor, num_train * features]
     train_labels: Int[Tensor, " num_train"]
-    test: Float[Tensor, "num_test dim"]
+    test: Float[Tensor, num_test * features]
     test_labels: Int[Tensor, " num_test"]
     classes: list[str]
     warnings: list[str]
 
     def score(
         self,
-        protocol: str,
+        task: str,
         predictions: Int[Tensor, " num_test"],
         seed: int,
         hyper_parameters: dict[str, float | int],
         warnings: list[str],
-    ) -> Result:
-        """The Result of predicted classes."""
-        num_test = len(self.test_labels)
-        num_correct = int((predictions == self.test_labels).sum())
-        return Result(
-            protocol=protocol,
-            accuracy=num_correct / num_test,
-            interval=bootstrap_interval(num_correct, num_test, seed),
+    ) -> Outcome:
+        """The Outcome of predicted classes: their accuracy."""
+        return Outcome(
+            task=task,
+            scores={"accuracy": score_share(int((predictions == self.test_labels).sum()), len(self.test_labels))},
+            main="accuracy",
             num_train=len(self.train_labels),
-            num_test=num_test,
+            num_test=len(self.test_labels),
             num_classes=len(self.classes),
             seed=seed,
             hyper_parameters=hyper_parameters,
@@ -64,7 +62,7 @@ def pair_up(train: Features, test: Features) -> LabelledPair:
     Raises ValueError if one has no labels, if training has fewer than two classes, or test has one that training lacks.
     """
     train_labels, test_labels, classes = align_labels(train, test)
-    assert train.pooled.shape[1] == test.pooled.shape[1], "train and test features are of different encoders"
+    assert train.rows.shape[1:] == test.rows.shape[1:], "train and test features are of different encoders"
     order = np.argsort(train.image_idx, kind="stable")
     warnings = [
         f"{len(features.skipped)} images of {features.spec} could not be read" for features in (train, test) if features.skipped
@@ -72,8 +70,8 @@ def pair_up(train: Features, test: Features) -> LabelledPair:
     if canonical_spec(train.spec) == canonical_spec(test.spec):
         warnings.append(f"{train.spec} was used for training and for test; the accuracy says nothing about new images")
     return LabelledPair(
-        torch.from_numpy(train.pooled[order]), torch.from_numpy(train_labels[order]),
-        torch.from_numpy(test.pooled), torch.from_numpy(test_labels), classes, warnings,
+        torch.from_numpy(train.rows[order]), torch.from_numpy(train_labels[order]),
+        torch.from_numpy(test.rows), torch.from_numpy(test_labels), classes, warnings,
     )  # fmt: skip
 
 

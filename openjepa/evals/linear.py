@@ -2,7 +2,7 @@
 
 Minimises mean cross-entropy + l2 / 2 * |W|^2 (the bias is free). l2 is the one with the best
 accuracy on a held-out, stratified tenth of the training images; then all of them are fitted. Left
-out: augmented views and features of several layers.
+out: augmented views.
 
 Solver: L-BFGS (Liu and Nocedal 1989) on the whole set, warm-started from strong to weak. It
 minimises the logarithm of the objective, so that one tolerance serves objectives of 1 and of 0.001.
@@ -28,7 +28,7 @@ from torch.optim import LBFGS
 
 from openjepa.evals.features import Features
 from openjepa.evals.labels import pair_up
-from openjepa.evals.outcome import HOLD_OUT, Result
+from openjepa.evals.outcome import HOLD_OUT, Outcome
 
 # Fashion-MNIST, 10,000 labels: raw pixels do best at 1e-2, a random encoder, whose features are nearly parallel, at 1e-8.
 L2_STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
@@ -79,8 +79,8 @@ class Attempt:
     accuracy: float
 
 
-def evaluate_linear(train: Features, test: Features, seed: int = 0) -> Result:
-    """Accuracy of a probe fitted on train. The seed draws the held-out images and the bootstrap interval.
+def score_linear(train: Features, test: Features, seed: int = 0) -> Outcome:
+    """Accuracy of a probe fitted on train. The seed draws the held-out images.
 
     Raises ValueError as labels.pair_up does.
     """

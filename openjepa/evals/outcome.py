@@ -1,33 +1,35 @@
-"""What every protocol returns: accuracy on the test images with a bootstrap interval, and what it was measured with.
+"""What every task returns: scores on the test images with intervals, and what they were measured with.
 
-Interval: percentile bootstrap over test images (Efron 1979). Drawing n test images with replacement and counting those
-predicted right is drawing from a binomial distribution with n trials and the measured accuracy, so no image is drawn. The
-interval speaks for the choice of test images alone, not for the seed of training; at accuracy 0 or 1 it has no width.
+An accuracy's interval is Wilson's (1927) for a binomial share. It speaks for the choice of test images alone, not for the
+seed of training.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any
-
-import numpy as np
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from openjepa.evals.features import Integers
 
-RESAMPLES = 1000
 LEVEL = 0.95
 
-# What a generator is for: the second number of its seed.
-BOOTSTRAP, HOLD_OUT = 10, 11
+HOLD_OUT = 11  # what a generator is for: the second number of its seed
+
+
+class Score(NamedTuple):
+    """A value in [0, 1], more is better, and its 95 % interval over test images; None where a task gives none."""
+
+    value: float
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
-class Result:
-    """One protocol's outcome. accuracy and interval are shares in [0, 1]."""
+class Outcome:
+    """What a task measured. scores: by name, `main` being the one that tables show."""
 
-    protocol: str
-    accuracy: float
-    interval: tuple[float, float]  # 95 %, over test images
+    task: str
+    scores: dict[str, Score]
+    main: str
     num_train: int
     num_test: int
     num_classes: int
@@ -37,16 +39,31 @@ class Result:
     predictions: Integers = field(repr=False)  # (num_test,) predicted class of each test image, in the order of its features
     classes: list[str] = field(repr=False)  # what predictions are indices into
 
+    @property
+    def score(self) -> float:
+        """The main score's value."""
+        return self.scores[self.main].value
+
     def to_record(self) -> dict[str, Any]:
-        """Everything but the predictions as plain values, for a run folder."""
-        record = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("predictions", "classes")}
-        return record | {"interval": list(self.interval)}
+        """Everything but the predictions as plain values, for a run folder; the main score also under its own name."""
+        scores = {
+            name: {"value": value, "interval": interval and list(interval)} for name, (value, interval) in self.scores.items()
+        }
+        same = ("num_train", "num_test", "num_classes", "seed", "hyper_parameters", "warnings")
+        return {
+            "task": self.task,
+            "main": self.main,
+            self.main: self.score,
+            "interval": scores[self.main]["interval"],
+            "scores": scores,
+            **{name: getattr(self, name) for name in same},
+        }
 
 
-def bootstrap_interval(num_correct: int, num_test: int, seed: int) -> tuple[float, float]:
-    """Bounds of the 95 % interval of the accuracy num_correct / num_test, shares in [0, 1]."""
-    assert 0 <= num_correct <= num_test and num_test > 0, (num_correct, num_test)
-    generator = np.random.default_rng([seed, BOOTSTRAP])
-    accuracies = generator.binomial(num_test, num_correct / num_test, size=RESAMPLES) / num_test
-    low, high = np.quantile(accuracies, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+def score_share(num_right: int, num_test: int) -> Score:
+    """The share num_right / num_test with its Wilson interval."""
+    from scipy.stats import binomtest  # here: importing it takes two seconds, which every command would pay
+
+    assert 0 <= num_right <= num_test and num_test > 0, (num_right, num_test)
+    interval = binomtest(num_right, num_test).proportion_ci(LEVEL, method="wilson")
+    return Score(num_right / num_test, (float(interval.low), float(interval.high)))

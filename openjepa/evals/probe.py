@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from openjepa.data.sources import ImageSource
-from openjepa.evals import PROTOCOLS
 from openjepa.evals.features import RawPixels, extract_features
+from openjepa.evals.knn import score_knn
 from openjepa.nn.encoder import Encoder
 
 
@@ -28,4 +28,4 @@ class Probe:
     def _accuracy(self, encoder: Encoder | RawPixels) -> float:
         device = encoder.mean.device if isinstance(encoder, Encoder) else "cpu"
         features = [extract_features(encoder, source, device=device) for source in (self.train, self.test)]
-        return float(PROTOCOLS["knn"](features[0], features[1], 0).accuracy)
+        return score_knn(features[0], features[1]).score

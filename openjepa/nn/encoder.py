@@ -215,6 +215,13 @@ class Encoder(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
 
+    def with_layers(self, num_layers: int) -> Encoder:
+        """The same weights with `pooled` of so many last layers. ValueError if there are not so many."""
+        if num_layers == self.num_layers:
+            return self
+        mean, std = self.mean.flatten().tolist(), self.std.flatten().tolist()
+        return Encoder(self.vit, mean, std, num_layers).to(self.mean.device).train(self.training)
+
     def forward(self, images: Tensor) -> EncoderOutput:
         """Features of uint8 images (B, C, H, W), or of float images in [0, 1]; any size that the patch size divides.
 

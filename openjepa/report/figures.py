@@ -173,7 +173,7 @@ def draw_accuracies(table: ProbeTable, name: str) -> Chart | None:
             height = place + spread * (number - (len(table.columns) - 1) / 2)
             if score.low is not None and score.high is not None:
                 axes.hlines(height, 100 * score.low, 100 * score.high, color=colour, linewidth=1.6)
-            axes.plot(100 * score.accuracy, height, "o", color=colour, markersize=4.5)
+            axes.plot(100 * score.value, height, "o", color=colour, markersize=4.5)
         key += [(f"line-{number % len(svg.LINES) + 1}", column)] if found else []
     axes.set_yticks(range(len(rows)), [label[:MAX_LABEL] for _, label, _ in rows])
     for text in axes.get_yticklabels():

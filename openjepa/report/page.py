@@ -76,7 +76,7 @@ def read_records(run: RunFolder) -> tuple[list[tuple[str, Row]], list[str]]:
     records, unreadable = [], []
     for path in sorted(run.evals.glob("*.json")):
         try:
-            record = read_json(path)
+            record = tables.read_version_0_1(read_json(path))
         except ValueError:
             unreadable.append(f"{path.name}: not a JSON object")
             continue
@@ -93,7 +93,7 @@ def keep_newest(records: Sequence[tuple[str, Row]]) -> list[tuple[str, Row]]:
     latest: dict[tuple[Any, ...], tuple[str, Row]] = {}
     for name, record in records:
         data = (record.get(f"{part}_path", record.get(part)) for part in ("train", "test"))
-        question = (record["protocol"], record["encoder"], record.get("layers", 1), record.get("seed"), *data)
+        question = (record["task"], record["encoder"], record.get("layers", 1), record.get("seed"), *data)
         if question not in latest or record.get("step", -1) >= latest[question][1].get("step", -1):
             latest[question] = name, record
     return list(latest.values())

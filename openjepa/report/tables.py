@@ -1,7 +1,7 @@
 """Tables of the report: the probe table from evals/*.json, and the facts of a run from run.json.
 
-Numbers are the records' own, rounded to a tenth of a point; nothing is recomputed. Records of other training data, test
-data or layers go into tables of their own, because their accuracies do not compare.
+Numbers are the records' own, rounded to a tenth of a point; nothing is recomputed. Records of other training or test data
+go into tables of their own, because their scores do not compare; each task and number of layers is a column.
 """
 
 from __future__ import annotations
@@ -12,25 +12,28 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from openjepa.evals import TASKS
 from openjepa.runs.folder import Row
 
 ENCODERS = {"pixels": "Raw pixels", "random": "Random encoder", "context": "Context encoder", "target": "Target encoder"}
-PROTOCOLS = {"knn": "20-NN", "linear": "Linear probe"}
+ALWAYS = (("knn", 1), ("linear", 1))  # columns that every table has
+
+Column = tuple[str, int]  # a task and a number of layers
 
 
 @dataclass(frozen=True)
 class Score:
-    """An accuracy in [0, 1] with its interval; None where the record holds none."""
+    """A task's main score in [0, 1] with its interval; None where the record holds none."""
 
-    accuracy: float
+    value: float
     low: float | None
     high: float | None
     seed: Any = None
 
     @property
     def percent(self) -> str:
-        """Accuracy in per cent, to a tenth."""
-        return f"{100 * self.accuracy:.1f} %"
+        """The value in per cent, to a tenth."""
+        return f"{100 * self.value:.1f} %"
 
     @property
     def interval(self) -> str:
@@ -40,18 +43,18 @@ class Score:
 
 @dataclass(frozen=True)
 class ProbeTable:
-    """Scores by encoder (rows) and protocol (columns) on one pair of training and test data."""
+    """Scores by encoder (rows) and column on one pair of training and test data."""
 
     train: str
     test: str
     sizes: str
-    columns: list[tuple[str, str]]
+    columns: list[tuple[Column, str]]
     rows: list[tuple[str, str, list[list[Score]]]]
     warnings: list[str]
 
-    def find(self, encoder: str, protocol: str) -> Score | None:
+    def find(self, encoder: str, column: Column) -> Score | None:
         """The score of an encoder, the first of several seeds; None if it was not evaluated."""
-        place = [name for name, _ in self.columns].index(protocol)
+        place = [key for key, _ in self.columns].index(column)
         for name, _, cells in self.rows:
             if name == encoder and cells[place]:
                 return cells[place][0]
@@ -60,15 +63,21 @@ class ProbeTable:
 
 def check_record(record: Row) -> str | None:
     """Why an evaluation record cannot be shown, or None if it can."""
-    missing = [key for key in ("encoder", "protocol", "accuracy") if key not in record]
+    main = record.get("main", "accuracy")
+    missing = [key for key in ("encoder", "task", main) if key not in record]
     if missing:
         return f"it lacks {', '.join(missing)}"
-    if not _is_number(record["accuracy"]):
-        return f"its accuracy is {record['accuracy']!r}"
+    if not _is_number(record[main]):
+        return f"its {main} is {record[main]!r}"
     interval = record.get("interval")
     if interval is not None and not (isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval))):
         return f"its interval is {interval!r}"
     return None
+
+
+def read_version_0_1(record: Row) -> Row:
+    """A record as today's are: version 0.1 called a task a protocol."""
+    return {"task": record["protocol"], **record} if "protocol" in record and "task" not in record else record
 
 
 def _is_number(value: Any) -> bool:
@@ -76,11 +85,11 @@ def _is_number(value: Any) -> bool:
 
 
 def tabulate_probes(records: Sequence[Row]) -> list[ProbeTable]:
-    """One table for each training data, test data and number of layers, in order of first appearance."""
-    groups: dict[tuple[str, str, int], list[Row]] = {}
+    """One table for each training and test data, in order of first appearance."""
+    groups: dict[tuple[str, str], list[Row]] = {}
     for record in records:
         train, test = (str(record.get(f"{part}_path", _name_data(record, part))) for part in ("train", "test"))
-        groups.setdefault((train, test, record.get("layers", 1)), []).append(record)
+        groups.setdefault((train, test), []).append(record)
     return [_tabulate(_name_data(group[0], "train"), _name_data(group[0], "test"), group) for group in groups.values()]
 
 
@@ -90,33 +99,43 @@ def _name_data(record: Row, part: str) -> str:
 
 
 def _tabulate(train: str, test: str, records: list[Row]) -> ProbeTable:
-    protocols = list(dict.fromkeys([*PROTOCOLS, *(str(record["protocol"]) for record in records)]))
+    tasks = list(TASKS)
+    found = sorted(
+        {_column_of(record) for record in records} | set(ALWAYS),
+        key=lambda column: (tasks.index(column[0]) if column[0] in tasks else len(tasks), column),
+    )
     encoders = list(dict.fromkeys([*ENCODERS, *(str(record["encoder"]) for record in records)]))
     rows = []
     for encoder in encoders:
         cells = [
-            [_score(record) for record in records if (record["encoder"], record["protocol"]) == (encoder, protocol)]
-            for protocol in protocols
+            [_score(record) for record in records if (record["encoder"], _column_of(record)) == (encoder, column)]
+            for column in found
         ]
         rows.append((encoder, ENCODERS.get(encoder, encoder), cells))
-    columns = [(protocol, _name_protocol(protocol, records)) for protocol in protocols]
+    columns = [(column, _name_column(column, records)) for column in found]
     return ProbeTable(train, test, _sizes(records), columns, rows, _warnings(records))
 
 
-def _name_protocol(protocol: str, records: list[Row]) -> str:
+def _column_of(record: Row) -> Column:
+    return str(record["task"]), int(record.get("layers", 1))
+
+
+def _name_column(column: Column, records: list[Row]) -> str:
     """A column's heading; k-NN says the k that its records agree on."""
-    counts = {(record.get("hyper_parameters") or {}).get("k") for record in records if record["protocol"] == protocol}
-    if protocol == "knn" and counts not in (set(), {None}):
-        return f"{counts.pop()}-NN" if len(counts) == 1 else "k-NN"
-    return PROTOCOLS.get(protocol, protocol)
+    task, layers = column
+    title = TASKS[task].title if task in TASKS else task
+    counts = {(record.get("hyper_parameters") or {}).get("k") for record in records if record["task"] == task}
+    if task == "knn" and counts not in (set(), {None}):
+        title = f"{counts.pop()}-NN" if len(counts) == 1 else "k-NN"
+    return title if layers == 1 else f"{title}, last {layers} layers"
 
 
 def _warnings(records: list[Row]) -> list[str]:
     """What the evaluations warned of, each once, with whose evaluation it was."""
     found: list[str] = []
     for record in records:
-        encoder, protocol = str(record["encoder"]), str(record["protocol"])
-        whose = f"{ENCODERS.get(encoder, encoder)}, {PROTOCOLS.get(protocol, protocol)}"
+        encoder = str(record["encoder"])
+        whose = f"{ENCODERS.get(encoder, encoder)}, {_name_column(_column_of(record), records)}"
         found += [f"{whose}: {warning}" for warning in record.get("warnings") or []]
     return list(dict.fromkeys(found))
 
@@ -124,7 +143,7 @@ def _warnings(records: list[Row]) -> list[str]:
 def _score(record: Row) -> Score:
     interval = record.get("interval")
     low, high = (None, None) if interval is None else map(float, interval)
-    return Score(float(record["accuracy"]), low, high, record.get("seed"))
+    return Score(float(record[record.get("main", "accuracy")]), low, high, record.get("seed"))
 
 
 def _sizes(records: list[Row]) -> str:
@@ -134,8 +153,6 @@ def _sizes(records: list[Row]) -> str:
         counts = {record.get(key) for record in records}
         if len(counts) == 1 and isinstance(count := counts.pop(), int):
             words.append(f"{count:,} {verb} images")
-    if (layers := records[0].get("layers", 1)) != 1:
-        words.append(f"features of the last {layers} layers")
     return ", ".join(words)
 
 

@@ -72,24 +72,24 @@ def observe(
 
 
 def _compare_encoders(table: ProbeTable) -> list[Observation]:
-    """For each protocol, the trained encoders against the random encoder and raw pixels."""
+    """For each column, the trained encoders against the random encoder and raw pixels."""
     found = []
-    for protocol, column in table.columns:
-        others = [(words, table.find(key, protocol)) for key, words in (("random", "a random encoder"), ("pixels", "raw pixels"))]
+    for column, title in table.columns:
+        others = [(words, table.find(key, column)) for key, words in (("random", "a random encoder"), ("pixels", "raw pixels"))]
         phrases = []
         for encoder in ("context", "target"):
-            trained = table.find(encoder, protocol)
+            trained = table.find(encoder, column)
             compared = [_compare(trained, other, words) for words, other in others if trained is not None and other is not None]
             if compared:
                 phrases.append(f"the {encoder} encoder is {' and '.join(compared)}")
         if phrases:
-            found.append(Observation(f"{column} on {table.test}: {'; '.join(phrases)}.", "probes"))
+            found.append(Observation(f"{title} on {table.test}: {'; '.join(phrases)}.", "probes"))
     return found
 
 
 def _compare(trained: Score, other: Score, name: str) -> str:
     """Points above or below, and whether the intervals leave that in doubt."""
-    points = 100 * (trained.accuracy - other.accuracy)
+    points = 100 * (trained.value - other.value)
     if abs(points) < 0.05:
         return f"level with {name}"
     words = f"{abs(points):.1f} points {'above' if points > 0 else 'below'} {name}"

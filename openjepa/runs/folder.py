@@ -6,7 +6,8 @@ RUN/metrics.jsonl   one JSON object a line, each with "step"; rows of kind "trai
 RUN/verdict.json    the latest verdict on whether the run is learning
 RUN/skipped.txt     unreadable image files, one a line: path, tab, reason
 RUN/checkpoints/    step-NNNNNNNN.safetensors, each with a small .json beside it
-RUN/evals/*.json    one record per evaluation: encoder, protocol, data, seed, accuracy, interval
+RUN/evals/*.json    one record per evaluation: encoder, task, layers, data, seed, scores with intervals
+RUN/cache/          features that evaluations have computed; may be deleted
 RUN/report.html     the report; RUN/events.out.tfevents.* for TensorBoard
 
 JSON has no NaN and no infinity: they are written as the strings "NaN", "Infinity" and "-Infinity", and read as numbers again.
@@ -103,6 +104,7 @@ class RunFolder:
         self.skipped = self.path / "skipped.txt"
         self.checkpoints = self.path / "checkpoints"
         self.evals = self.path / "evals"
+        self.cache = self.path / "cache"
         self.report = self.path / "report.html"
 
     def check_place(self) -> None:

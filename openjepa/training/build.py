@@ -13,7 +13,6 @@ from torch import nn
 
 from openjepa.data.loader import Batch, training_batches
 from openjepa.data.sources import ImageSource
-from openjepa.data.views import IMAGENET_MEAN, IMAGENET_STD, measure_normalization
 from openjepa.engine.fp8 import convert_to_fp8, require_fp8
 from openjepa.engine.optim import make_optimizer
 from openjepa.engine.precision import Precision, choose_precision, make_scaler, pick_device
@@ -25,7 +24,6 @@ from openjepa.nn.encoder import compile_layers
 from openjepa.recipe.sections import Recipe
 from openjepa.training.trainer import Schedules, Trainer
 
-NORMALIZATION_IMAGES = 2000  # enough for a mean to two digits
 MEASURED_STEPS = 30  # steps timed for train.max_minutes, at most
 WARMUP_STEPS = 3  # steps before the timing starts: caches, thread pools, data workers
 COMPILING_STEPS = 20  # steps of a compiled recipe at the least: they meet nearly all of its shapes
@@ -82,17 +80,6 @@ def list_layers(method: Method) -> list[nn.Sequential]:
     """The transformer layers of a method's encoders and predictor, where nearly all of a step's time goes."""
     parts: list[Any] = [*method.encoders().values(), method.predictor]
     return [part.blocks for part in parts]
-
-
-def find_normalization(recipe: Recipe, source: ImageSource) -> tuple[list[float], list[float]]:
-    """Channel mean and standard deviation of images in [0, 1]: ImageNet's, or measured on the source."""
-    if recipe.data.normalization == "measured":
-        return measure_normalization(source, NORMALIZATION_IMAGES)
-    if recipe.data.channels == 3:
-        return list(IMAGENET_MEAN), list(IMAGENET_STD)
-    if recipe.data.channels == 1:
-        return [sum(IMAGENET_MEAN) / 3], [sum(IMAGENET_STD) / 3]
-    raise ValueError(f"data.normalization imagenet has no statistics for {recipe.data.channels} channels; use measured")
 
 
 def make_batches(recipe: Recipe, source: ImageSource, start_step: int, total_steps: int) -> Generator[Batch, None, None]:

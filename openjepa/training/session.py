@@ -20,6 +20,7 @@ from openjepa.data.inspect import find_problems
 from openjepa.data.loader import WORKER_DIED
 from openjepa.data.skipped import SkippedFiles
 from openjepa.data.sources import ImageSource
+from openjepa.data.views import find_normalization
 from openjepa.engine.checkpoint import find_latest, load_checkpoint, save_checkpoint
 from openjepa.engine.optim import load_state_tensors, state_tensors
 from openjepa.engine.precision import choose_precision, explain_precision, measure_peak, pick_device
@@ -35,7 +36,7 @@ from openjepa.runs.environment import describe_machine, describe_versions, read_
 from openjepa.runs.folder import RunFolder, write_atomic, write_json
 from openjepa.runs.log import Journal
 from openjepa.runs.stop import Interrupted, SignalCatcher
-from openjepa.training.build import find_normalization, make_batches, make_trainer, measure_step, plan_steps
+from openjepa.training.build import make_batches, make_trainer, measure_step, plan_steps
 from openjepa.training.pace import Pace, typical_step_s
 from openjepa.training.resume import PLANNED_FROM, check_changes, find_changes
 from openjepa.training.speed import describe_speed
@@ -54,7 +55,7 @@ _peak = cache(measure_peak)  # the machine's, whichever run asks
 
 def describe_run(recipe: Recipe, source: ImageSource, initial: InitialWeights | None) -> dict[str, Any]:
     """Measure what a new run needs to know, and give what its run.json will hold. Writes nothing."""
-    mean, std = find_normalization(recipe, source)
+    mean, std = find_normalization(recipe.data, source)
     step_s = None
     if recipe.train.max_minutes is not None:
         step_s = measure_step(recipe, source, mean, std, MEASURED_FRAC * 60 * recipe.train.max_minutes).seconds

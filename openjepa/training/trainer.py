@@ -186,7 +186,8 @@ class Trainer:
         with autocast(self.device, self.precision):
             loss, metrics = self.method(normalise(batch.images, self.mean, self.std), batch.masks)
         self.scaler.scale(loss * batch.share).backward()
-        return metrics
+        measured: dict[str, Tensor] = metrics
+        return measured
 
     def place(self, batch: Batch) -> Batch:
         """The micro-batch on the device, its masks padded to a multiple of pad_multiple. A second time changes nothing."""

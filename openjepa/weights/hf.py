@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from openjepa.data.colour import LUMA
-from openjepa.nn.encoder import Encoder, EncoderOutput
+from openjepa.data.views import IMAGENET_MEAN, IMAGENET_STD
+from openjepa.nn.encoder import Encoder, EncoderOutput, normalise, require_images
 from openjepa.runs.folder import read_json
 from openjepa.weights.match import Weights, read_safetensors
 from openjepa.weights.safetensors import read_facts, settle_encoder, to_metadata
@@ -226,3 +227,47 @@ def _transformers() -> Any:
     library: Any = transformers
     library.utils.logging.disable_progress_bar()
     return library
+
+
+class HFEncoder(nn.Module):
+    """A vision transformer that transformers reads, as an encoder: pooled is the mean over patches."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Any, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        size = model.config.image_size
+        self.model, self.channels = model, int(model.config.num_channels)
+        self.size: tuple[int, int] = (size, size) if isinstance(size, int) else (size[0], size[1])
+        self.grid = (self.size[0] // model.config.patch_size, self.size[1] // model.config.patch_size)
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> EncoderOutput:
+        """Features of uint8 images (B, C, H, W), or of float images in [0, 1]."""
+        require_images(images)
+        tokens = self.model(pixel_values=normalise(images, self.mean, self.std)).last_hidden_state
+        patches = tokens[:, -self.grid[0] * self.grid[1] :]
+        return EncoderOutput(patches.mean(1), patches.unflatten(1, self.grid))
+
+
+def load_hf_encoder(folder: Path) -> HFEncoder:
+    """A folder of config.json and model.safetensors, read by transformers and nothing else; no code in it is run.
+
+    ValueError if it is no such folder, or no vision transformer with patches.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json; hf:FOLDER is a folder of config.json and model.safetensors")
+    transformers = _transformers()
+    try:
+        model = transformers.AutoModel.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"transformers cannot read {folder}: {str(error).splitlines()[0]}") from None
+    if not all(hasattr(model.config, key) for key in ("image_size", "patch_size", "num_channels")):
+        raise ValueError(f"{folder} holds a {model.config.model_type} model, which has no patches of images")
+    mean, std = _read_normalization(folder)
+    channels = int(model.config.num_channels)
+    return HFEncoder(model.eval(), mean or list(IMAGENET_MEAN)[:channels], std or list(IMAGENET_STD)[:channels])

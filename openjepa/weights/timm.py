@@ -8,6 +8,7 @@ paper's ViT-B/16 has 12, and a state dict fits both. Pinned by tests/parity/test
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from timm.data.config import resolve_data_config
+from torch import Tensor, nn
 
-from openjepa.nn.encoder import Encoder, EncoderOutput, normalise
+from openjepa.nn.encoder import Encoder, EncoderOutput, normalise, require_images
 from openjepa.runs.folder import read_json, write_json
-from openjepa.weights.match import Weights, read_safetensors
+from openjepa.weights.match import Weights, read_safetensors, read_torch_file
 from openjepa.weights.safetensors import apply_facts, read_facts, settle_encoder, write_safetensors
 
 # By width and patch size; any other shape is a variation of the first.
@@ -91,3 +93,51 @@ def reload_timm(path: Path) -> Callable[[Tensor], EncoderOutput]:
         return EncoderOutput(model(normalised), tokens.unflatten(1, model.patch_embed.grid_size))
 
     return features
+
+
+class TimmEncoder(nn.Module):
+    """Any timm model as an encoder: pooled features as the model pools them before its classifier, and its feature map."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Any, size: tuple[int, int], channels: int, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.model, self.size, self.channels = model, size, channels
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> EncoderOutput:
+        """Features of uint8 images (B, C, H, W), or of float images in [0, 1]."""
+        require_images(images)
+        features = self.model.forward_features(normalise(images, self.mean, self.std))
+        pooled = self.model.forward_head(features, pre_logits=True)
+        if features.ndim == 3:  # tokens, those of no patch first
+            grid = self.model.patch_embed.grid_size
+            return EncoderOutput(pooled, features[:, -grid[0] * grid[1] :].unflatten(1, grid))
+        if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
+            return EncoderOutput(pooled, features)
+        return EncoderOutput(pooled, features.permute(0, 2, 3, 1))
+
+
+def load_timm_encoder(name: str, file: Path | None, channels: int) -> TimmEncoder:
+    """A timm model with random weights (seed 0), or those of a safetensors or PyTorch state dict. Nothing is downloaded.
+
+    ValueError if timm has no such model, or the file does not fit it.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.0)
+        raise ValueError(f"timm has no model {name!r}; did you mean {near[0]}?")
+    torch.manual_seed(0)
+    model: Any = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
+    settings: dict[str, Any] = resolve_data_config({}, model=model)  # type: ignore[no-untyped-call]
+    if file is not None:
+        tensors = read_safetensors(file)[0] if file.suffix == ".safetensors" else read_torch_file(file)
+        found = model.load_state_dict({key: value for key, value in tensors.items() if isinstance(value, Tensor)}, strict=False)
+        if found.missing_keys:
+            raise ValueError(f"{file} does not fit timm's {name}: it lacks {', '.join(found.missing_keys[:3])}")
+    mean, std = list(settings["mean"]), list(settings["std"])
+    if channels != len(mean):
+        mean, std = [sum(mean) / len(mean)] * channels, [sum(std) / len(std)] * channels
+    _, height, width = settings["input_size"]
+    return TimmEncoder(model.eval(), (height, width), channels, mean, std)

@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 
 from openjepa.commands.ablate import Ablation, list_rows
-from openjepa.commands.compare import Outcome, apply_changes, tabulate
+from openjepa.commands.compare import RunResult, apply_changes, tabulate
 from openjepa.data.scenes.make import make_scenes
 from openjepa.masks import check_masks, measure_coverage
 from openjepa.recipe.edit import changed_keys
 from openjepa.recipe.files import load_recipe
+from tests.cli.console import openjepa
 
 STEPS, SEEDS = 2, 2
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "openjepa.cli", *arguments], capture_output=True, text=True, check=False)
+def run(*arguments: str, process: bool = False) -> subprocess.CompletedProcess[str]:
+    return openjepa(*arguments, check=False, process=process)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_table_runs_every_row_and_seed_once(scenes: Path, tiny: Path, tmp_path: Path) -> None:
     arguments = ["ablate", "masking", "--data", str(scenes / "train"), "--recipe", str(tiny), "--out", str(tmp_path / "out")]
     arguments += ["--steps", str(STEPS), "--seeds", str(SEEDS), "--jobs", "2"]
-    first = run(*arguments)
+    first = run(*arguments, process=True)
     assert first.returncode == 0, first.stderr
     lines = [line for line in first.stdout.splitlines() if line.startswith("| ")]
     names = [line.split("|")[1].strip() for line in lines]
@@ -159,17 +160,17 @@ def test_the_masking_rows_cover_what_the_seed_says(recipe: str) -> None:
 
 def test_the_table_shows_means_spreads_and_paired_differences() -> None:
     outcomes = [
-        Outcome("a", 0, 50.0, 60.0, 70.0, 100.0, 5, "healthy"),
-        Outcome("a", 1, 54.0, 64.0, 74.0, 200.0, 5, "healthy"),
-        Outcome("b", 0, 51.0, 61.0, None, 200.0, 5, "healthy"),
-        Outcome("b", 1, 51.0, 68.0, None, 200.0, 5, "collapsed"),
-        Outcome("c", 0, None, None, None, 50.0, 5, "diverging"),
+        RunResult("a", 0, 50.0, 60.0, 70.0, 100.0, 5, "healthy", 80.0),
+        RunResult("a", 1, 54.0, 64.0, 74.0, 200.0, 5, "healthy", 84.0),
+        RunResult("b", 0, 51.0, 61.0, None, 200.0, 5, "healthy"),
+        RunResult("b", 1, 51.0, 68.0, None, 200.0, 5, "collapsed"),
+        RunResult("c", 0, None, None, None, 50.0, 5, "diverging"),
     ]
     rows = {
         line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
         for line in tabulate(outcomes, "a").splitlines()
     }
-    assert rows["a"] == ["52.0 ± 2.8", "62.0 ± 2.8", "72.0 ± 2.8", "", "1.00", "2", "2 healthy"]
+    assert rows["a"] == ["52.0 ± 2.8", "62.0 ± 2.8", "72.0 ± 2.8", "82.0 ± 2.8", "", "1.00", "2", "2 healthy"]
     # differences 1 and 4: mean 2.5, standard deviation 3 / sqrt 2; speeds 2 and 1
-    assert rows["b"] == ["51.0 ± 0.0", "64.5 ± 4.9", "", "+2.5 ± 2.1", "1.50", "2", "1 healthy, 1 collapsed"]
-    assert rows["c"] == ["", "", "", "", "0.50", "1", "1 diverging"]
+    assert rows["b"] == ["51.0 ± 0.0", "64.5 ± 4.9", "", "", "+2.5 ± 2.1", "1.50", "2", "1 healthy, 1 collapsed"]
+    assert rows["c"] == ["", "", "", "", "", "0.50", "1", "1 diverging"]

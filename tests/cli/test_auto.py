@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from openjepa.recipe.files import build_recipe, load_recipe
-from tests.cli.test_commands import assert_refused, openjepa
+from tests.cli.console import assert_refused, openjepa
 from tests.messy_folder import draw_picture
 
 SHORT = ("--train.max-minutes", "None", "--train.max-steps", "2", "--train.precision", "fp32", "--data.workers", "0")

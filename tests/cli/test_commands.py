@@ -1,7 +1,6 @@
-"""What a user does: the command line as a process, on a messy folder of images, and what it wrote."""
+"""What a user does: the command line on a messy folder of images, and what it wrote."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.cli.console import assert_refused, openjepa
 from tests.messy_folder import build_messy_folder
 
 SMALL = (
@@ -19,24 +19,7 @@ SMALL = (
     "--model.depth", "2", "--model.predictor-width", "16", "--model.predictor-heads", "2", "--health.every-steps", "2",
     "--health.num-images", "16", "--checkpoint.every-steps", "3",
 )  # fmt: skip
-
-
-def openjepa(*arguments: str | Path, check: bool = True, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-        [sys.executable, "-m", "openjepa.cli", *map(str, arguments)],
-        capture_output=True, text=True, cwd=cwd, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert not check or result.returncode == 0, result.stderr
-    return result
-
-
-def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
-    """One clear line, exit status 2."""
-    assert result.returncode == 2, (result.returncode, result.stderr)
-    assert "Traceback" not in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
-    for word in words:
-        assert word in result.stderr
+SAMPLE = ("--train", "sample:train", "--test", "sample:test")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +32,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "messy"
-    openjepa("pretrain", photos, "--out", path, *SMALL)
+    openjepa("pretrain", photos, "--out", path, *SMALL, process=True)
     return path
 
 
@@ -171,6 +154,10 @@ def test_help_does_not_wait_for_slow_imports():
         (("pretrain", "sample:train", "--out", "run", "--resume"), ["run"]),
         (("pretrain", "sample:train", "--out", "file/run", "--recipe", "demo", "--train.max-minutes", "None"), ["file"]),
         (("evaluate", "run", "--protocol", "knn", "--train", "sample:train", "--test", "sample:test"), ["run"]),
+        (("evaluate", "timm:vit_tinny", "--task", "knn", *SAMPLE), ["did you mean vit_tiny"]),
+        (("evaluate", "pixels:", "--task", "knn", *SAMPLE), ["pixels:28"]),
+        (("evaluate", "hf:empty", "--task", "knn", *SAMPLE), ["empty", "config.json"]),
+        (("evaluate", "pixels:8", "--task", "linear", "--layers", "2", *SAMPLE), ["--layers 1"]),
         (("report", "empty"), ["empty", "run.json"]),
         (("health", "empty"), ["empty", "run.json"]),
         (("make-scenes", "scenes", "--train", "0"), ["--train 0", "12"]),

@@ -11,7 +11,7 @@ from PIL import Image
 from openjepa.cli import main
 from openjepa.commands import evaluate as apply
 from openjepa.commands.report import write_report
-from tests.cli.test_commands import assert_refused, openjepa
+from tests.cli.console import assert_refused, openjepa
 
 TINY = (
     "--train.max-minutes", "None", "--train.max-steps", "6", "--data.batch-size", "16", "--data.workers", "0",

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.cli.test_commands import SMALL, assert_refused, openjepa
+from tests.cli.console import assert_refused, openjepa
+from tests.cli.test_commands import SMALL
 
 ODD = ["[bold]", "[red] x", "a\tb", " leading", "quo\"te'", "<script>alert(1)", "new\nline"]
 QUICK = (*SMALL, "--train.precision", "fp32", "--data.workers", "0", "--train.max-steps", "3")

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from openjepa.cli import main
-from tests.cli.test_commands import SMALL, openjepa
+from tests.cli.console import openjepa
+from tests.cli.test_commands import SMALL
 
 QUICK = (*SMALL, "--train.precision", "fp32", "--data.workers", "0", "--health.num-images", "256", "--data.augmentation", "none")
 

@@ -7,10 +7,10 @@ import pytest
 from pyarrow import parquet
 
 import openjepa
+from openjepa.commands import embed
 from openjepa.commands.embed import write_features
 from openjepa.data.decode import Decoded, DecodeError
 from openjepa.data.sources import open_source
-from openjepa.evals import embed
 from openjepa.evals.features import RawPixels, extract_features
 from tests.unit.test_features import FlatSource
 
@@ -29,7 +29,7 @@ def test_rows_are_path_label_and_features(tmp_path):
     assert table.schema.field("features").type == pa.list_(pa.float32(), 64)
     assert table.column("path").to_pylist() == [f"flat/{index}.png" for index in kept]
     assert table.column("label").to_pylist() == ["dark"] * 4 + ["light"] * 5
-    assert np.array_equal(np.stack(pd.read_parquet(path)["features"]), extract_features(PIXELS, source).pooled)
+    assert np.array_equal(np.stack(pd.read_parquet(path)["features"]), extract_features(PIXELS, source).rows)
     about = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
     assert about["openjepa.encoder"] == "context"
     assert about["openjepa.run"] == "runs/first"
@@ -52,7 +52,7 @@ def test_row_groups_change_nothing(tmp_path, monkeypatch):
     file = parquet.ParquetFile(tmp_path / "features.parquet")
     assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [768, 768, 464]
     features = np.stack(file.read().column("features").to_numpy())
-    assert np.array_equal(features, extract_features(encoder, source).pooled)
+    assert np.array_equal(features, extract_features(encoder, source).rows)
 
 
 def test_another_extension_is_refused_before_any_work(tmp_path):

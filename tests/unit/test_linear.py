@@ -15,12 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from openjepa.evals import linear
 from openjepa.evals.features import Features
 from openjepa.evals.linear import (
-    evaluate_linear,
     factor_gram,
     fit_probe,
     hold_out,
     measure_columns,
     measure_moments,
+    score_linear,
     try_strengths,
     widen,
 )
@@ -38,7 +38,7 @@ def make_features(spec, count, seed, dim=20, signal=1.0):
 
 
 def standardise(features):
-    rows = torch.from_numpy(features.pooled)
+    rows = torch.from_numpy(features.rows)
     mean, std = measure_columns(rows)
     return (rows - mean) / std, torch.from_numpy(features.labels)
 
@@ -96,7 +96,7 @@ def test_wide_features_are_probed_alike_with_and_without_reduction(monkeypatch):
     results = []
     for reduces in (True, False):
         monkeypatch.setattr(linear, "is_wide", lambda *_, reduces=reduces: reduces)
-        results.append(evaluate_linear(train, test))
+        results.append(score_linear(train, test))
     assert results[0].hyper_parameters["l2"] == results[1].hyper_parameters["l2"]
     assert (results[0].predictions == results[1].predictions).mean() > 0.98
 
@@ -121,7 +121,7 @@ def test_wide_features_need_no_more_room_than_they_take(count, dim):
     """Of 64 px colour images, D = 12,288, a D x D matrix takes 0.6 GB and its eigenvectors minutes."""
     train, test = make_features("train", count, 0, dim=dim), make_features("test", 10, 1, dim=dim)
     with LargestTensor() as seen:
-        evaluate_linear(train, test)
+        score_linear(train, test)
     assert seen.most <= count * dim
 
 
@@ -137,8 +137,8 @@ def make_hidden(spec, count, seed, scale=1e-3):
 
 @pytest.mark.parametrize("scale", [1e-1, 1e-2, 1e-3])
 def test_the_search_goes_on_while_it_knows_no_more_than_the_commonest_class(scale):
-    result = evaluate_linear(make_hidden("train", 1000, 0, scale), make_hidden("test", 500, 1, scale))
-    assert result.accuracy > 0.9
+    result = score_linear(make_hidden("train", 1000, 0, scale), make_hidden("test", 500, 1, scale))
+    assert result.score > 0.9
 
 
 def test_the_commonest_class_and_a_little_luck_are_chance():
@@ -168,23 +168,23 @@ def test_the_start_changes_only_the_time():
 
 def test_accuracy_is_that_of_scikit_learn_at_the_chosen_strength():
     train, test = make_features("train", 500, 0), make_features("test", 1000, 1)
-    result = evaluate_linear(train, test)
-    scaler = StandardScaler().fit(train.pooled.astype(np.float64))
+    result = score_linear(train, test)
+    scaler = StandardScaler().fit(train.rows.astype(np.float64))
     reference = LogisticRegression(C=1 / (500 * result.hyper_parameters["l2"]), max_iter=20_000, tol=1e-8)
-    reference.fit(scaler.transform(train.pooled.astype(np.float64)), train.labels)
-    expected = reference.predict(scaler.transform(test.pooled.astype(np.float64)))
+    reference.fit(scaler.transform(train.rows.astype(np.float64)), train.labels)
+    expected = reference.predict(scaler.transform(test.rows.astype(np.float64)))
     assert (result.predictions == expected).mean() > 0.99
-    assert result.accuracy == pytest.approx(accuracy_score(test.labels, expected), abs=0.01)
-    assert 0.4 < result.accuracy < 0.95
+    assert result.score == pytest.approx(accuracy_score(test.labels, expected), abs=0.01)
+    assert 0.4 < result.score < 0.95
 
 
 def test_test_images_have_no_say_in_what_is_chosen():
     train = make_features("train", 300, 0)
     tests = [make_features("test", 200, 1), make_features("test", 100, 2, signal=0.0)]
-    first, second = (evaluate_linear(train, test) for test in tests)
+    first, second = (score_linear(train, test) for test in tests)
     assert first.hyper_parameters == second.hyper_parameters
     assert np.array_equal(
-        evaluate_linear(train, replace(tests[0], labels=tests[0].labels[::-1].copy())).predictions, first.predictions
+        score_linear(train, replace(tests[0], labels=tests[0].labels[::-1].copy())).predictions, first.predictions
     )
 
 
@@ -199,16 +199,16 @@ def test_held_out_images_have_no_say_in_what_is_fitted():
 
 
 def test_features_of_noise_get_a_stronger_penalty_than_features_of_signal():
-    noisy = evaluate_linear(make_features("a", 200, 0, dim=150, signal=0.7), make_features("b", 200, 1, dim=150, signal=0.7))
-    clear = evaluate_linear(make_features("a", 2000, 0, signal=2.0), make_features("b", 200, 1, signal=2.0))
+    noisy = score_linear(make_features("a", 200, 0, dim=150, signal=0.7), make_features("b", 200, 1, dim=150, signal=0.7))
+    clear = score_linear(make_features("a", 2000, 0, signal=2.0), make_features("b", 200, 1, signal=2.0))
     assert noisy.hyper_parameters["l2"] > clear.hyper_parameters["l2"]
 
 
 def test_shift_and_scale_of_features_do_not_matter():
     train, test = make_features("train", 300, 0), make_features("test", 300, 1)
     scale = np.logspace(-2, 3, 20).astype(np.float32)
-    moved = [replace(features, pooled=features.pooled * scale - 5 * scale) for features in (train, test)]
-    assert (evaluate_linear(*moved).predictions == evaluate_linear(train, test).predictions).mean() > 0.99
+    moved = [replace(features, rows=features.rows * scale - 5 * scale) for features in (train, test)]
+    assert (score_linear(*moved).predictions == score_linear(train, test).predictions).mean() > 0.99
 
 
 @given(st.lists(st.integers(1, 60), min_size=2, max_size=6), st.integers(0, 2**32 - 1))
@@ -240,13 +240,13 @@ def test_columns_that_do_not_vary_are_left_alone():
 @pytest.mark.parametrize(("grid", "warned"), [((1e-1, 1e-2, 1e-3, 1e-4, 1e-5), False), ((10.0, 1.0), True), ((1e-4, 1e-5), True)])
 def test_a_strength_at_the_edge_of_the_grid_is_mentioned(monkeypatch, grid, warned):
     monkeypatch.setattr(linear, "L2_STRENGTHS", grid)
-    result = evaluate_linear(make_features("train", 300, 0, dim=40), make_features("test", 100, 1, dim=40))
+    result = score_linear(make_features("train", 300, 0, dim=40), make_features("test", 100, 1, dim=40))
     assert any("edge of the grid" in line for line in result.warnings) == warned
 
 
 def test_a_probe_that_did_not_converge_is_mentioned(monkeypatch):
     monkeypatch.setattr(linear, "MAX_ITERATIONS", 2)
-    result = evaluate_linear(make_features("train", 300, 0), make_features("test", 100, 1))
+    result = score_linear(make_features("train", 300, 0), make_features("test", 100, 1))
     assert any("not converged after 2 iterations" in line for line in result.warnings)
 
 
@@ -261,7 +261,7 @@ def test_small_problems_take_one_thread_and_give_the_others_back(monkeypatch, li
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        evaluate_linear(make_features("train", 300, 0), make_features("test", 100, 1))
+        score_linear(make_features("train", 300, 0), make_features("test", 100, 1))
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)

@@ -73,6 +73,30 @@ def test_what_auto_says_of_the_precision_is_true(gpu):
         assert choice.value == value and word in choice.reason
 
 
+@pytest.fixture(autouse=True)
+def _forget_measurements():
+    module._cpu_emulates.cache_clear()
+    yield
+    module._cpu_emulates.cache_clear()
+
+
+def test_a_busy_machine_does_not_make_emulation_look_fast(monkeypatch):
+    """Products wait for one another where they have several threads: then all take as long, whatever the precision."""
+
+    def product_s(dtype):
+        own = 1.0 if dtype == torch.float32 else 50.0
+        return own if torch.get_num_threads() == 1 else max(own, 60.0)
+
+    monkeypatch.setattr(module, "_product_s", product_s)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert choose_precision(CPU, "bf16") == "fp32"
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(("slower", "chosen"), [(100.0, "fp32"), (2.1, "fp32"), (1.5, "bf16"), (0.5, "bf16")])
 def test_a_cpu_that_emulates_computes_in_fp32(monkeypatch, slower, chosen):
     monkeypatch.setattr(module, "_product_s", lambda dtype: 1.0 if dtype == torch.float32 else slower)

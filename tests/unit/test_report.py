@@ -106,7 +106,7 @@ SCORES: dict[str, tuple[float | None, float | None]] = {
 
 
 def write_eval(run: RunFolder, encoder: str, protocol: str, accuracy: float, **more: Any) -> None:
-    record = {"encoder": encoder, "protocol": protocol, "train": "sample:train", "test": "sample:test", "seed": 0,
+    record = {"encoder": encoder, "task": protocol, "train": "sample:train", "test": "sample:test", "seed": 0,
               "accuracy": accuracy, "interval": [accuracy - 0.018, accuracy + 0.017], "num_train": 10000, "num_test": 2000,
               "hyper_parameters": {"k": 20} if protocol == "knn" else {"l2": 0.1}, "warnings": []}  # fmt: skip
     run.write_eval(f"evaluation-{len(list(run.evals.iterdir()))}", record | more)
@@ -345,10 +345,10 @@ def test_names_that_are_no_text_still_give_a_page(tmp_path: Path) -> None:
     [
         ("{", "not a JSON object"),
         ("[1]", "not a JSON object"),
-        ('{"protocol": "knn", "accuracy": 0.5}', "it lacks encoder"),
-        ('{"encoder": "context", "protocol": "knn", "accuracy": "high"}', "its accuracy is 'high'"),
-        ('{"encoder": "context", "protocol": "knn", "accuracy": NaN}', "its accuracy is nan"),
-        ('{"encoder": "context", "protocol": "knn", "accuracy": 0.5, "interval": [0.4]}', "its interval is [0.4]"),
+        ('{"task": "knn", "accuracy": 0.5}', "it lacks encoder"),
+        ('{"encoder": "context", "task": "knn", "accuracy": "high"}', "its accuracy is 'high'"),
+        ('{"encoder": "context", "task": "knn", "accuracy": NaN}', "its accuracy is nan"),
+        ('{"encoder": "context", "task": "knn", "accuracy": 0.5, "interval": [0.4]}', "its interval is [0.4]"),
     ],
 )
 def test_a_damaged_evaluation_is_named_and_the_others_are_shown(tmp_path: Path, text: str, words_: str) -> None:
@@ -407,11 +407,27 @@ def test_several_seeds_are_shown_one_by_one(tmp_path: Path) -> None:
 
 
 def test_the_heading_says_how_many_neighbours_voted() -> None:
-    record = {"encoder": "context", "protocol": "knn", "accuracy": 0.5}
+    record = {"encoder": "context", "task": "knn", "accuracy": 0.5}
     for counts, heading in (([20, 20], "20-NN"), ([5], "5-NN"), ([5, 20], "k-NN"), ([None], "20-NN")):
         records = [record | ({"hyper_parameters": {"k": count}} if count else {}) for count in counts]
         (table,) = tables.tabulate_probes(records)
-        assert dict(table.columns)["knn"] == heading
+        assert dict(table.columns)["knn", 1] == heading
+
+
+def test_each_task_and_number_of_layers_is_a_column_of_one_table() -> None:
+    record = {"encoder": "context", "train": "a", "test": "b"}
+    records = [
+        record | {"task": "attentive", "main": "accuracy", "accuracy": 0.7},
+        record | {"task": "linear", "main": "accuracy", "accuracy": 0.6, "layers": 4},
+        record | {"task": "later", "main": "mAP", "mAP": 0.3},
+        tables.read_version_0_1(record | {"protocol": "knn", "accuracy": 0.5}),
+        record | {"encoder": "pixels", "task": "knn", "accuracy": 0.4},
+    ]
+    (table,) = tables.tabulate_probes(records)
+    assert [column for column, _ in table.columns] == [("knn", 1), ("linear", 1), ("linear", 4), ("attentive", 1), ("later", 1)]
+    found = {key: [cell[0].value if cell else None for cell in cells] for key, _, cells in table.rows}
+    assert found["context"] == [0.5, None, 0.6, 0.7, 0.3]
+    assert found["pixels"] == [0.4, None, None, None, None]
 
 
 @pytest.mark.parametrize(
