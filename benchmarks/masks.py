@@ -3,7 +3,7 @@
     python benchmarks/masks.py [--grid 14 14] [--batch 256] [--seconds 3]
 
 The figure is images per second of CPU time of one thread, median over rounds, so that other work on the machine counts little;
-wall_value is the same by the clock. Scales are the paper's for multiblock and the seed description's for the rest.
+wall_value is the same by the clock. Scales are the paper's for multiblock and the brief's for the rest.
 """
 
 from __future__ import annotations

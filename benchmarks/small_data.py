@@ -32,11 +32,11 @@ MULTIBLOCK = {
     "mask.sampler": "multiblock", "mask.num_contexts": 1, "mask.context_scale": (0.85, 1.0), "mask.context_aspect": (1.0, 1.0),
     "mask.num_targets": 4, "mask.target_scale": (0.15, 0.2),
 }  # fmt: skip
-UNION = {  # the seed's sampler: on a grid of 7 x 7, 49 % context and 20 % target
+UNION = {  # the brief's sampler: on a grid of 7 x 7, 49 % context and 20 % target
     "mask.sampler": "union", "mask.num_contexts": 4, "mask.context_scale": (0.15, 0.2), "mask.context_aspect": (0.75, 1.5),
     "mask.num_targets": 2, "mask.target_scale": (0.1, 0.15),
 }  # fmt: skip
-SOLVED = UNION | {"mask.context_scale": (0.0625, 0.083), "mask.target_scale": (0.066, 0.099)}  # the seed's 25 % / 15 %
+SOLVED = UNION | {"mask.context_scale": (0.0625, 0.083), "mask.target_scale": (0.066, 0.099)}  # the brief's 25 % / 15 %
 IJEPA = {"method.name": "ijepa", "method.targets": "features", "momentum.start": 0.99}
 WHOLE = {"data.augmentation": "none"}
 PIXELS = {"method.name": "mae", "method.targets": "pixels", "momentum.start": 0.996}  # it has no momentum to set
@@ -92,8 +92,8 @@ QUESTIONS: dict[str, list[Variant]] = {
         Variant("multi-block, full context (the paper)", MULTIBLOCK),
         Variant("multi-block, cut context (the release)", MULTIBLOCK | {"mask.fidelity": "released"}),
         Variant("multi-block, per block", MULTIBLOCK | {"method.predict": "per_block"}),
-        Variant("union of four blocks (the seed's code)", UNION),
-        Variant("union of blocks, 25 % / 15 % (the seed's words)", SOLVED),
+        Variant("union of four blocks (the brief's code)", UNION),
+        Variant("union of blocks, 25 % / 15 % (the brief's words)", SOLVED),
         Variant("random, 15 % / 85 %", {"mask.context_scale": (0.15, 0.15), "mask.target_scale": (0.85, 0.85)}),
         Variant("random, 40 % / 60 %", {"mask.context_scale": (0.4, 0.4), "mask.target_scale": (0.6, 0.6)}),
         Variant("random, 25 % / 40 %", {"mask.target_scale": (0.4, 0.4)}),
@@ -143,7 +143,7 @@ def open_recipe(name: str, data: str) -> Recipe:
 
 
 def list_rivals(base: Recipe) -> list[Variant]:
-    """The recipe and its rivals: MAE without and with our regulariser, the paper's and the seed's recipes.
+    """The recipe and its rivals: MAE without and with our regulariser, the paper's and the brief's recipes.
 
     All have the recipe's own encoder, predictor, images and batch.
     Learning rates are the rivals' own and are not scaled down from their large batches, which would leave them standing still.
@@ -152,7 +152,7 @@ def list_rivals(base: Recipe) -> list[Variant]:
     for name, words in (
         ("mae_demo", "MAE"),
         ("paper_vit_base_16", "the paper's recipe"),
-        ("seed_vit_base_16", "the seed's recipe"),
+        ("brief_vit_base_16", "the brief's recipe"),
     ):
         rival = load_recipe(name)
         sections = ["mask", "method", "optim", "momentum"]

@@ -1,4 +1,4 @@
-"""Training time until 20-NN accuracy passes given marks: our recipe, MAE, the paper's recipe and the seed's, on the same machine.
+"""Training time until 20-NN accuracy passes given marks: our recipe, MAE, the paper's and the brief's, on one machine.
 
     python benchmarks/time_to_accuracy.py --minutes 10 --seeds 3 --jobs 2 --out runs/time
 

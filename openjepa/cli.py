@@ -101,11 +101,9 @@ def make_evaluate() -> Callable[..., None]:
     from openjepa.commands.evaluate import evaluate as measure
     from openjepa.evals import TASKS
 
-    task_name: Any = Annotated[Literal[tuple(TASKS)], arg(aliases=["--protocol"])]  # what version 0.1 called it
-
     def evaluate(
         spec: Annotated[Positional[str], arg(metavar="ENCODER")],
-        task: task_name,
+        task: str,
         train: str,
         test: str,
         encoder: Literal["context", "target", "random", "pixels"] = "context",
@@ -136,6 +134,8 @@ def make_evaluate() -> Callable[..., None]:
             print(f"{task} {record['main']} of {record['encoder']}: {score}")
         print(_to_json(record))
 
+    choices: Any = Literal[tuple(TASKS)]
+    evaluate.__annotations__["task"] = Annotated[choices, arg(aliases=["--protocol"])]  # what version 0.1 called it
     return evaluate
 
 
@@ -359,7 +359,7 @@ def ablate(
     seeds: int = 3,
     jobs: int = 1,
 ) -> None:
-    """Run one of the seed's ablations on labelled images and print its table, with spread and the seed's claim beside it.
+    """Run one of the brief's ablations on labelled images and print its table, with spread and the brief's claim beside it.
 
     Args:
         table: masking, target, momentum, predictor or augmentation.

@@ -1,9 +1,10 @@
-"""The seed description's five ablations, with one encoder, one data set and one budget for all rows of a table.
+"""The brief's five ablations, with one encoder, one data set and one budget for all rows of a table.
 
-Each table has the seed's rows and, beside what was measured, the seed's claim (ImageNet-1K linear probe, ViT-H/14; spec.md, "The
-seed's figures"). Masks cover about the seed's 25 % (context) and 15 % (target) in the table of masks, and are the recipe's in the
-others; predictors are to the recipe's own as the seed's to its 384 x 6. I-JEPA predicts features wherever targets are not the
-question, whatever the recipe predicts; pixels and their PCA are MAE's. Left out: fine-tuning, and any table the seed has not.
+Each table has the brief's rows and, beside what was measured, the brief's claim (ImageNet-1K linear probe, ViT-H/14;
+docs/brief.md). Masks cover about the brief's 25 % (context) and 15 % (target) in the table of masks, and are the recipe's
+in the others; predictors are to the recipe's own as the brief's to its 384 x 6. I-JEPA predicts features wherever targets
+are not the question, whatever the recipe predicts; pixels and their PCA are MAE's. Left out: fine-tuning, and any table
+that the brief has not.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Ablation = Literal["masking", "target", "momentum", "predictor", "augmentation"]
 
 @dataclass(frozen=True)
 class Row:
-    """A row of one of the seed's tables: the variant and the seed's accuracy in per cent, and its speed where it has one."""
+    """A row of one of the brief's tables: the variant and the brief's accuracy in per cent, and its speed where it has one."""
 
     variant: Variant
     claim: float
@@ -31,7 +32,7 @@ class Row:
 
 
 def list_rows(ablation: Ablation, base: Recipe) -> list[Row]:
-    """The rows of a table for a base recipe; the last one is the seed's choice."""
+    """The rows of a table for a base recipe; the last one is the brief's choice."""
     makers: dict[str, Callable[[Recipe], list[Row]]] = {
         "masking": _masking, "target": _targets, "momentum": _momentum, "predictor": _predictor, "augmentation": _augmentation
     }  # fmt: skip
@@ -70,9 +71,9 @@ def ablate(
     )
     chosen = rows[-1].variant.name
     outcomes += measure_baselines([out / f"{slug(chosen)}-{seed}" for seed in range(seeds)], labels or train, test)
-    extra = {"the seed's claim": [f"{row.claim:.1f}" for row in rows]}
+    extra = {"the brief's claim": [f"{row.claim:.1f}" for row in rows]}
     if any(row.claimed_speed for row in rows):
-        extra["the seed's speed"] = [f"{row.claimed_speed:.1f}" for row in rows]
+        extra["the brief's speed"] = [f"{row.claimed_speed:.1f}" for row in rows]
     length = f"{minutes:g} minutes" if minutes else f"{steps} steps"
     probed = f", probes on {labels}" if labels else ""
     title = f"{ablation}: recipe {base.name}, {train}{probed}, {length} a run, {jobs} at a time"
@@ -83,7 +84,7 @@ def ablate(
 
 def _masking(_base: Recipe) -> list[Row]:
     shares: dict[str, Any] = {"mask.fidelity": "unbiased", "mask.context_scale": (0.25, 0.25), "mask.target_scale": (0.15, 0.15)}
-    solved = load_recipe("seed_vit_base_16_solved").mask
+    solved = load_recipe("brief_vit_base_16_solved").mask
     return [
         Row(Variant("random patches", shares | {"mask.sampler": "random"}), 77.2),
         Row(Variant("one block", shares | {"mask.sampler": "block", "mask.context_aspect": solved.context_aspect}), 78.5),
@@ -121,7 +122,7 @@ def _predictor(base: Recipe) -> list[Row]:
             "model.predictor_width": max(round(model.predictor_width * width / 384 / unit), 1) * unit,
             "model.predictor_depth": max(round(model.predictor_depth * depth / 6), 1),
         }
-        name = f"{shape['model.predictor_width']} wide, {shape['model.predictor_depth']} deep (the seed's {width} x {depth})"
+        name = f"{shape['model.predictor_width']} wide, {shape['model.predictor_depth']} deep (the brief's {width} x {depth})"
         rows.append(Row(Variant(name, shape), claim))
     return rows
 

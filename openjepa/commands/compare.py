@@ -30,7 +30,7 @@ from openjepa.weights.load import load_encoder
 
 LONG = 10_000.0  # epochs
 # Scores of a RunResult: (task, layers). The paper's linear probe takes the last layer or the last four (2301.08243, A.2).
-COLUMNS = {"knn": ("knn", 1), "linear": ("linear", 1), "linear_4": ("linear", 4), "attentive": ("attentive", 1)}
+COLUMNS = {"knn": ("knn", 1), "linear": ("linear", 1), "linear_4": ("linear", 4)}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,6 @@ class RunResult:
     images_per_s: float | None
     steps: int
     verdict: str
-    attentive: float | None = None
 
 
 def apply_changes(base: Recipe, changes: dict[str, Any], name: str) -> Recipe:
@@ -115,7 +114,7 @@ def compare(
     labels = labels or train
     for spec in (labels, test):
         open_labelled(spec, base.data.channels)
-    threads = max(len(os.sched_getaffinity(0)) // jobs, 1)
+    threads = max(min(len(os.sched_getaffinity(0)) // jobs, torch.get_num_threads()), 1)  # OMP_NUM_THREADS may say fewer
     todo = []
     for seed in range(seeds):
         for variant in variants:
@@ -191,18 +190,7 @@ def tabulate(outcomes: Sequence[RunResult], reference: str, extra: Mapping[str, 
     names = list(dict.fromkeys(outcome.variant for outcome in outcomes))
     by_name = {name: sorted((o for o in outcomes if o.variant == name), key=lambda o: o.seed) for name in names}
     extra = extra or {}
-    head = [
-        "",
-        "20-NN",
-        "linear",
-        "linear, last 4 layers",
-        "attentive",
-        f"linear against {reference}",
-        "speed",
-        "seeds",
-        "verdicts",
-        *extra,
-    ]
+    head = ["", "20-NN", "linear", "linear, last 4 layers", f"linear against {reference}", "speed", "seeds", "verdicts", *extra]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     anchor = {outcome.seed: outcome for outcome in by_name[reference]}
     for place, name in enumerate(names):
@@ -216,7 +204,6 @@ def tabulate(outcomes: Sequence[RunResult], reference: str, extra: Mapping[str, 
             _mean_and_spread([row.knn for row in rows]),
             _mean_and_spread([row.linear for row in rows]),
             _mean_and_spread([row.linear_4 for row in rows]),
-            _mean_and_spread([row.attentive for row in rows]),
             "" if name == reference else _mean_and_spread(paired, "+.1f"),
             f"{statistics.mean(speeds):.2f}" if speeds else "",
             str(len(rows)),

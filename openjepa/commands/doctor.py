@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 
 from openjepa.data.inspect import check_number, describe_data, find_problems
 from openjepa.data.loader import evaluation_batches
-from openjepa.data.sources import open_source
+from openjepa.data.sources import open_source, spread
 from openjepa.data.views import find_normalization
 from openjepa.engine.precision import pick_device
 from openjepa.masks import check_masks, measure_coverage
@@ -24,7 +23,7 @@ MEASURED_S = 20.0  # how long steps are timed
 def examine(data: str, recipe: Recipe) -> Iterator[str]:
     """Findings, line by line as they are made. ValueError if the data cannot be opened or the masks cannot be drawn."""
     source = open_source(data, recipe.data.channels)
-    sample_idx = np.unique(np.linspace(0, len(source) - 1, recipe.health.num_images).astype(np.int64))
+    sample_idx = spread(len(source), recipe.health.num_images)
     yield from describe_data(source, sample_idx)
     check_number(len(source), source.spec)
     check_masks(recipe.mask, recipe.grid)

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from openjepa.data.loader import evaluation_batches
-from openjepa.data.sources import ImageSource, name_held_out, open_source
+from openjepa.data.sources import ImageSource, name_held_out, open_source, spread
 from openjepa.health.verdict import LEARNED_VARIANCE_FRAC, MAX_GRAD_NORM, MIN_FEATURE_VARIANCE, RunFacts, find_healthy_rank
 from openjepa.nn.encoder import Encoder, EncoderOutput
 from openjepa.report.page import build_report
@@ -88,9 +88,9 @@ def _draw_beliefs(checkpoint: Path, source: ImageSource, pool: ImageSource) -> t
         return None, f"Nothing is known of what the predictor believes: {error}."
     is_held_out = source.spec != pool.spec
     num_shown = min(NUM_BELIEFS, len(source) if is_held_out else len(source) // 2)
-    wanted_idx = _spread(len(source), num_shown)
+    wanted_idx = spread(len(source), num_shown)
     images, _ = _load(source, trained.recipe.data.size, wanted_idx)
-    pool_idx = _spread(len(pool), MAX_SEARCHED)
+    pool_idx = spread(len(pool), MAX_SEARCHED)
     if not is_held_out:
         pool_idx = np.setdiff1d(pool_idx, wanted_idx)  # no image stands for itself
     return show_beliefs(trained, images, pool, pool_idx), ""
@@ -100,7 +100,7 @@ def draw_pictures(encoder: Encoder, pool: ImageSource, held_out: ImageSource | N
     """Feature maps of images spread evenly over the held-out ones, or over the training images `pool` if there are none, and the
     training images nearest to the first of them."""
     shown = pool if held_out is None else held_out
-    images, shown_idx = _load(shown, encoder.size, _spread(len(shown), NUM_MAPS))
+    images, shown_idx = _load(shown, encoder.size, spread(len(shown), NUM_MAPS))
     output = _encode(encoder, images)
     queries = _Queries(images[:NUM_QUERIES], output.pooled[:NUM_QUERIES], shown_idx[:NUM_QUERIES], shown)
     return Pictures(_channels_last(images), output.patches.numpy(), _find_neighbours(encoder, queries, pool))
@@ -121,7 +121,7 @@ def _find_neighbours(encoder: Encoder, queries: _Queries, pool: ImageSource) -> 
     At most MAX_SEARCHED training images, spread evenly, are searched.
     """
     parts = []
-    for images, kept_idx, _ in evaluation_batches(pool, encoder.size, indices=_spread(len(pool), MAX_SEARCHED)):
+    for images, kept_idx, _ in evaluation_batches(pool, encoder.size, indices=spread(len(pool), MAX_SEARCHED)):
         parts.append((_encode(encoder, images).pooled, kept_idx))
     pooled, searched_idx = (torch.cat([part[place] for part in parts]) for place in (0, 1))
     is_itself = torch.zeros(len(queries.image_idx), len(searched_idx), dtype=torch.bool)
@@ -155,11 +155,6 @@ def _encode(encoder: Encoder, images: torch.Tensor) -> EncoderOutput:
     with torch.inference_mode():
         output = encoder(images.to(encoder.mean.device))
     return EncoderOutput(output.pooled.cpu(), output.patches.cpu())
-
-
-def _spread(num_images: int, most: int) -> Array:
-    """Numbers of all images, or of `most` of them spread evenly."""
-    return np.unique(np.linspace(0, num_images - 1, most).astype(np.int64))
 
 
 def _load(source: ImageSource, size: tuple[int, int], image_idx: Array) -> tuple[torch.Tensor, Array]:

@@ -132,11 +132,6 @@ def read_header(path: str) -> Header:
             return Header(size, 1 if is_grey else 3)
 
 
-def decode_image(path: str, channels: int) -> Pixels:
-    """Read an image file as uint8 (H, W, channels). Arguments and errors as for open_image."""
-    return open_image(path, channels).decode()
-
-
 def open_image(path: str, channels: int) -> Picture:
     """Open an image file to be read as uint8 (H, W, channels); a JPEG's pixels are left for later.
 

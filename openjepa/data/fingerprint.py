@@ -11,9 +11,7 @@ import hashlib
 import os
 from pathlib import Path
 
-import numpy as np
-
-from openjepa.data.sources import DecodeError, FolderSource, ImageSource
+from openjepa.data.sources import DecodeError, FolderSource, ImageSource, spread
 
 SAMPLED = 256  # images of which more than the name counts
 DIGITS = 16
@@ -24,7 +22,7 @@ def fingerprint(source: ImageSource) -> str:
     found = hashlib.sha256()
     for index in range(len(source)):
         found.update(_name(source, index) + b"\0")
-    for index in np.unique(np.linspace(0, len(source) - 1, SAMPLED).astype(np.int64)).tolist():
+    for index in spread(len(source), SAMPLED).tolist():
         found.update(_content(source, index) + b"\0")
     return found.hexdigest()[:DIGITS]
 

@@ -19,7 +19,7 @@ from torch import Tensor, unique
 
 from openjepa.data.decode import Header, Pixels, open_image, read_header
 from openjepa.data.skipped import one_line
-from openjepa.data.sources import DecodeError, FolderSource, ImageSource, open_source
+from openjepa.data.sources import DecodeError, FolderSource, ImageSource, open_source, spread
 from openjepa.data.sources.packed import read_packed_channels
 
 LOOKED_AT = 200  # images whose size is read
@@ -43,7 +43,7 @@ class DataLook:
 def look_at(spec: str) -> DataLook:
     """Look at the data that a user names. Raises ValueError as open_source does, or if no image can be read."""
     source = open_source(spec, read_packed_channels(spec) or (1 if spec.startswith(("sample:", "fashion-mnist:")) else 3))
-    chosen_idx = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(np.int64)).tolist()
+    chosen_idx = spread(len(source), LOOKED_AT).tolist()
     headers = {}
     for index in chosen_idx:
         try:
@@ -68,7 +68,7 @@ def _find_channels(source: ImageSource, headers: dict[int, Header]) -> int:
     if len(stored) == 1 and stored != {3}:
         return stored.pop()
     coloured = [index for index, header in headers.items() if header.channels == 3]
-    sampled = [coloured[i] for i in np.unique(np.linspace(0, len(coloured) - 1, DECODED).astype(np.int64))]
+    sampled = [coloured[i] for i in spread(len(coloured), DECODED)]
     return 3 if any(_shows_colour(pixels) for pixels in _decode(source, sampled)) else 1
 
 

@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 from openjepa.data.decode import DecodeError, Picture, Pixels
 from openjepa.data.loader import stream_items
 from openjepa.data.skipped import one_line
-from openjepa.data.sources import ImageSource
+from openjepa.data.sources import ImageSource, spread
 from openjepa.data.sources.packed import METADATA_KEY, PIXELS, SKIPPED, TABLE, VERSION
 from openjepa.data.views import cut
 
@@ -163,7 +163,7 @@ def _fit(size: tuple[int, int], size_px: int) -> tuple[int, int]:
 def _check_room(source: ImageSource, out: Path, size_px: int) -> None:
     """ValueError if the disk has too little room for what images spread evenly over the source let expect."""
     num_pixels = []
-    for index in np.unique(np.linspace(0, len(source) - 1, MEASURED_IMAGES).astype(int)):
+    for index in spread(len(source), MEASURED_IMAGES).tolist():
         try:
             height, width = _fit(source.open(int(index)).size, size_px)
         except DecodeError:

@@ -1,8 +1,8 @@
 """AdamW with the groups that the recipes describe: encoder and predictor decay apart, none on biases and norms.
 
-Source: Loshchilov and Hutter 2019 (arXiv 1711.05101); groups of the seed and of the release (biases and 1-d weights undecayed).
+Source: Loshchilov and Hutter 2019 (arXiv 1711.05101); groups of the brief and of the release (biases and 1-d weights undecayed).
 Layer-wise rates after Clark et al. 2020 (arXiv 2003.10555): layer l of L runs at decay ** (L - 1 - l), the patch embedding at
-decay ** L, the final norm and the predictor at the full rate. Deviation: the seed's code leaves the patch embedding at
+decay ** L, the final norm and the predictor at the full rate. Deviation: the brief's code leaves the patch embedding at
 the full rate, against its own words; pinned by tests/unit/test_ijepa.py.
 """
 

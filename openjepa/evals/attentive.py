@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from openjepa.engine.threads import threads_for
 from openjepa.evals.features import Features
 from openjepa.evals.labels import pair_up
 from openjepa.evals.linear import hold_out
@@ -87,13 +88,14 @@ def score_attentive(train: Features, test: Features, seed: int = 0) -> Outcome:
     grid = [Setting(*pair) for pair in product(RATES, DECAYS)]
     num_classes = len(pair.classes)
 
-    heads = train_heads(tokens, labels, kept_idx, grid, num_classes, (mean, std), seed)
-    scores, truth = score(heads, tokens[held_idx], mean, std), labels[held_idx]
-    right = (scores.argmax(-1) == truth).double().mean(1)
-    errors = torch.stack([functional.cross_entropy(rows, truth) for rows in scores])
-    best = min(range(len(grid)), key=lambda head: (-float(right[head]), float(errors[head])))  # of those that tie, the surest
-    chosen = train_heads(tokens, labels, torch.arange(len(labels)), [grid[best]], num_classes, (mean, std), seed)
-    predictions = score(chosen, pair.test, mean, std)[0].argmax(-1)
+    with threads_for(tokens.numel()):
+        heads = train_heads(tokens, labels, kept_idx, grid, num_classes, (mean, std), seed)
+        scores, truth = score(heads, tokens[held_idx], mean, std), labels[held_idx]
+        right = (scores.argmax(-1) == truth).double().mean(1)
+        errors = torch.stack([functional.cross_entropy(rows, truth) for rows in scores])
+        best = min(range(len(grid)), key=lambda head: (-float(right[head]), float(errors[head])))  # of those that tie, the surest
+        chosen = train_heads(tokens, labels, torch.arange(len(labels)), [grid[best]], num_classes, (mean, std), seed)
+        predictions = score(chosen, pair.test, mean, std)[0].argmax(-1)
 
     settings = {
         "lr": grid[best].lr, "weight_decay": grid[best].weight_decay, "num_queries": chosen.queries[0].shape[0],

@@ -15,8 +15,6 @@ has a coordinate an image. tests/unit/test_linear.py pins that the minimum is sc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim import LBFGS
 
+from openjepa.engine.threads import threads_for
 from openjepa.evals.features import Features
 from openjepa.evals.labels import pair_up
 from openjepa.evals.outcome import HOLD_OUT, Outcome
@@ -42,8 +41,6 @@ SEARCH_TOLERANCE, TOLERANCE = 1e-3, 3e-4
 LEADING = 64  # eigenvectors to scale along; all of them took up to five times as many iterations
 WIDE = 1000  # see is_wide
 COLUMNS = 2048  # held in double precision at a time
-# Problems of so many numbers use one thread: on a busy machine two that wait for one another took 106 s instead of 6 s.
-ONE_THREAD_NUMBERS = 2**23
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ def score_linear(train: Features, test: Features, seed: int = 0) -> Outcome:
     mean, std = measure_columns(pair.train)
     rows, labels, num_classes = (pair.train - mean).div_(std), pair.train_labels, len(pair.classes)
     held_out_mask = hold_out(labels, seed)
-    with _threads_for(rows):
+    with threads_for(rows.numel()):
         factor = factor_gram(rows) if is_wide(len(rows), rows.shape[1], num_classes) else None
         fitted = rows if factor is None else factor.float()
         moments = measure_moments(fitted)
@@ -257,14 +254,3 @@ def fit_probe(
     solver.step(loss)
     num_iterations = solver.state[scaled]["n_iter"]
     return Probe(stretch(scaled, 1 / bound, 1 / across).detach(), bias.detach(), converged=num_iterations < MAX_ITERATIONS)
-
-
-@contextmanager
-def _threads_for(rows: Float[Tensor, "num_rows dim"]) -> Iterator[None]:
-    """One thread for small problems, all of them for large ones."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if rows.numel() <= ONE_THREAD_NUMBERS else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
 from openjepa.data.loader import evaluation_batches
-from openjepa.data.sources import ImageSource
+from openjepa.data.sources import ImageSource, spread
 from openjepa.nn.encoder import Encoder, VisionTransformer
 
 
@@ -65,7 +64,7 @@ class HealthMonitor:
     """Measures rank, spread and drift of the encoders on a fixed set of images."""
 
     def __init__(self, source: ImageSource, size: tuple[int, int], num_images: int, batch_size: int = 64) -> None:
-        chosen_idx = np.unique(np.linspace(0, len(source) - 1, num_images).astype(np.int64))
+        chosen_idx = spread(len(source), num_images)
         batches = evaluation_batches(source, size, batch_size=batch_size, indices=chosen_idx)
         self.batches: list[Tensor] = [images for images, _, _ in batches]
 

@@ -3,7 +3,7 @@
 Effective rank: RankMe, Garrido et al. 2023 (arXiv 2210.02885, equation 2). How rich an untrained encoder's features are depends
 on the images: their effective rank is 1.7 on small grey garments and up to 56 on textured scenes. So the verdict compares a run
 with its own encoder before training, and never with a fixed rank. The limits are ours, chosen on runs of
-benchmarks/health_bed.py (docs/health.md); those of the seed description are marked. Left out: anything that needs labels (see
+benchmarks/health_bed.py (docs/health.md); those of the brief are marked. Left out: anything that needs labels (see
 monitor.Probe), and LiDAR, which did worse there and costs more.
 """
 
@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-MIN_FEATURE_VARIANCE = 0.01  # the seed's warning level for the mean variance of pooled features
-MAX_GRAD_NORM = 10.0  # the seed's warning level
+MIN_FEATURE_VARIANCE = 0.01  # the brief's warning level for the mean variance of pooled features
+MAX_GRAD_NORM = 10.0  # the brief's warning level
 HEALTHY_ODDS = 1.2  # of a healthy rank, over the untrained encoder's odds to the power below
 ODDS_POWER = 0.75  # below 1: the richer features are before training, the less they can gain
 LEAST_GROWTH = 1.4  # times the untrained encoder's odds
@@ -206,7 +206,7 @@ def replay(rows: Sequence[Row], run: RunFacts) -> list[Verdict]:
 
 
 def warn_of_gradients(row: Row) -> str | None:
-    """The seed's alarm for a gradient norm above 10, in words."""
+    """The brief's alarm for a gradient norm above 10, in words."""
     norm = row.get("grad_norm")
     if norm is None or norm <= MAX_GRAD_NORM:
         return None
@@ -214,7 +214,7 @@ def warn_of_gradients(row: Row) -> str | None:
 
 
 def warn_of_features(row: Row) -> str | None:
-    """The seed's alarm for a feature variance below 0.01, in words."""
+    """The brief's alarm for a feature variance below 0.01, in words."""
     variance = row.get("feature_variance", math.inf)
     if variance >= MIN_FEATURE_VARIANCE:
         return None

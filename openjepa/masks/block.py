@@ -1,4 +1,4 @@
-"""Single-block masks, for the ablation of the seed description ("one block"): one context rectangle, one target
+"""Single-block masks, for the ablation of the brief ("one block"): one context rectangle, one target
 block beside it. They are union masks with one rectangle of each kind; num_contexts and num_targets are not read.
 """
 

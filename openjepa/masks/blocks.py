@@ -25,7 +25,7 @@ Range = tuple[float, float]
 Draw = Callable[[int], tuple[Bools, Bools]]
 
 # An image whose draws do not fit together is drawn again this often before its fallback. At 14 x 14 the
-# seed's contexts leave room in 61 % of the draws, so one image in 10^8 reaches the fallback.
+# brief's contexts leave room in 61 % of the draws, so one image in 10^8 reaches the fallback.
 TRIES = 20
 
 

@@ -1,6 +1,6 @@
 """How much of an image the masks of given settings show, hide and leave out, measured by drawing masks.
 
-The seed description states shares (25 % context, 15 % target, 60 % unseen) that its own block scales do not give, so
+The brief states shares (25 % context, 15 % target, 60 % unseen) that its own block scales do not give, so
 shares are measured and shown rather than computed from the scales.
 """
 

@@ -1,4 +1,4 @@
-"""Random masks, for the ablation of the seed description ("random"): scattered context and target patches.
+"""Random masks, for the ablation of the brief ("random"): scattered context and target patches.
 
 context_scale and target_scale give the shares of the patches, uniform in their ranges and drawn for each image; the
 two sets are disjoint, and where both shares do not fit the context's is drawn from what the target leaves. One target

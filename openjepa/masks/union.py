@@ -1,9 +1,9 @@
-"""Union masks of the seed description: several context rectangles, target blocks beside them.
+"""Union masks of the brief: several context rectangles, target blocks beside them.
 
 The context is the union of num_contexts rectangles; num_targets blocks are placed where they do not touch it. Every
 rectangle has a shape of its own. Deviations: a target's position is uniform over all places that are free and that
-add a patch to the earlier blocks (the seed tries 100 random ones and may end without a target), a later block keeps
-only patches of no earlier one (the union is the seed's, each patch is predicted once), and a context that leaves no
+add a patch to the earlier blocks (the brief tries 100 random ones and may end without a target), a later block keeps
+only patches of no earlier one (the union is the brief's, each patch is predicted once), and a context that leaves no
 room is drawn again; after 20 draws the targets come first and are taken out of the context rectangles.
 tests/laws/test_masks.py pins them.
 """

@@ -1,10 +1,10 @@
 """I-JEPA: predict the representations of hidden image blocks from visible ones.
 
 Source: Assran et al. 2023 (arXiv 2301.08243, section 3). In reading order: targets, context, prediction, loss, momentum.
-The seed description's variant (target patches encoded by themselves and raw, all predicted in one pass, squared error) is the
+The brief's variant (target patches encoded by themselves and raw, all predicted in one pass, squared error) is the
 same class with other settings. Both are pinned by tests/parity/test_golden_step.py, to the release and to the equations.
 Deviations: contexts of unequal length are padded and masked, never cut (tests/laws/test_padding.py); `target_norm: batch`,
-the regularisers, and pooled or several layers' features as targets are ours, off in the seed and paper recipes.
+the regularisers, and pooled or several layers' features as targets are ours, off in the brief and paper recipes.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 VICReg's variance and covariance terms: Bardes et al. 2022 (arXiv 2105.04906, equations 1 to 4).
 SIGReg, sketched isotropic Gaussian regularisation: Balestriero and LeCun 2025 (arXiv 2511.08544): features projected on
 random directions should each look standard normal by the Epps-Pulley test. Left out: VICReg's invariance term, which
-the prediction loss replaces. Neither is part of the seed or paper recipes.
+the prediction loss replaces. Neither is part of the brief or paper recipes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Targets cut from the image: a patch's pixels, normalised or as they are, or their principal components.
 
-Normalised pixels are MAE's (He et al. 2022, arXiv 2111.06377, section 3); all three are in the seed's
+Normalised pixels are MAE's (He et al. 2022, arXiv 2111.06377, section 3); all three are in the brief's
 ablation of targets. The PCA is fitted once, on the patches of the first batch, and travels with the
 weights; its components are scaled to variance 1. It is fitted in float64 and applied in float32, whatever
 the precision of the step: in bf16 small components are rounding error. Left out: targets of an encoder.

@@ -2,7 +2,7 @@
 
 Source: Assran et al. 2023 (arXiv 2301.08243, section 3, "Prediction"): a narrow ViT that receives the context tokens and, for
 each target patch, a shared mask token plus its position. `joint` predicts all targets of an image in one pass (the
-seed's reading); `per_block` gives each target block a pass of its own (the paper's), projecting the context once.
+brief's reading); `per_block` gives each target block a pass of its own (the paper's), projecting the context once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Predictor(nn.Module):
         checkpointing: Checkpointing = "none",
     ) -> None:
         """output_width: width of a prediction; None takes the encoder's. positions: own adds a table of the predictor's
-        width after the input projection; projected sends the encoder's table through it, as the seed describes."""
+        width after the input projection; projected sends the encoder's table through it, as the brief describes."""
         super().__init__()
         self.positions = positions
         self.checkpointing = checkpointing

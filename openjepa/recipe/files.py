@@ -18,6 +18,10 @@ from openjepa.recipe.sections import OF_WHOLE_BATCH, TARGETS, Momentum, Recipe, 
 
 AUTO = "auto"  # in a recipe's place: commands/auto.py makes one for the data and the machine
 
+RENAMED = {  # recipes that had another name in version 0.1, where the brief was called the seed
+    "seed_vit_base_16": "brief_vit_base_16",
+    "seed_vit_base_16_solved": "brief_vit_base_16_solved",
+}
 METHOD_KEYS_0_1 = {  # of every recipe that version 0.1 recorded: it left none out
     "name", "targets", "target_input", "target_norm", "target_layers", "predict", "loss",
     "regularizer", "regularizer_on", "regularizer_weight",
@@ -120,6 +124,7 @@ def _read_values(name_or_file: str, seen: tuple[str, ...]) -> dict[str, Any]:
             "recipe auto is chosen for the data: openjepa doctor DATA --recipe auto shows it, "
             "openjepa pretrain DATA --recipe auto writes it to RUN/recipe.yaml"
         )
+    name_or_file = RENAMED.get(name_or_file, name_or_file)
     shipped = list_recipes()
     if name_or_file in shipped:
         text = (resources.files("openjepa.recipe") / "shipped" / f"{name_or_file}.yaml").read_text("utf-8")

@@ -2,7 +2,7 @@
 
 A recipe is a YAML file of differences from the defaults below (`extends: NAME` starts from another recipe).
 An unknown key is an error that names the nearest right one; nothing is ignored. Imports no torch, so that
-`openjepa --help` stays fast. Learning rates, decays and scales come from the seed description and from the
+`openjepa --help` stays fast. Learning rates, decays and scales come from the brief and from the
 I-JEPA paper (Assran et al. 2023, arXiv 2301.08243, section A.1); each recipe file says which.
 """
 
@@ -102,7 +102,7 @@ class Model(Section):
 
 class Mask(Section):
     sampler: str = "multiblock"
-    """multiblock (the paper's), union (the seed's), random, or block."""
+    """multiblock (the paper's), union (the brief's), random, or block."""
     num_contexts: int = Field(default=1, ge=1)
     """Context rectangles per image (multiblock always draws one)."""
     context_scale: tuple[float, float] = (0.85, 1.0)

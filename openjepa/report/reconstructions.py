@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from openjepa.data.loader import evaluation_batches
-from openjepa.data.sources import ImageSource
+from openjepa.data.sources import ImageSource, spread
 from openjepa.masks import Masks, sample_masks
 from openjepa.methods.ijepa import IJEPA
 from openjepa.methods.mae import MAE
@@ -74,7 +74,7 @@ def encode_pool(
     make_targets = method.encode_targets if isinstance(method, IJEPA) else method.cut_targets
     num_patches = recipe.grid[0] * recipe.grid[1]
     num_images = max(min(MAX_POOL_IMAGES, MAX_POOL_PATCHES // num_patches), 1)
-    chosen_idx = pool_idx[np.unique(np.linspace(0, len(pool_idx) - 1, num_images).astype(np.int64))]
+    chosen_idx = pool_idx[spread(len(pool_idx), num_images)]
     tokens, patches = [], []
     for step, (images, _, _) in enumerate(evaluation_batches(pool, recipe.data.size, batch_size=POOL_BATCH, indices=chosen_idx)):
         if recipe.method.target_input == "image":

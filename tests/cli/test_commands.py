@@ -111,7 +111,7 @@ def test_a_pack_serves_in_the_folders_place(photos: Path, run: Path, tmp_path: P
 
 def test_masks_are_drawn_and_their_coverage_printed(tmp_path: Path):
     shares = r"context \d+\.\d %, targets \d+\.\d %, unseen \d+\.\d %; context by row, top to bottom: 0\.\d\d "
-    for recipe, words in (("seed_vit_base_16", ["union"]), ("paper_vit_base_16", ["unbiased", "released"])):
+    for recipe, words in (("brief_vit_base_16", ["union"]), ("paper_vit_base_16", ["unbiased", "released"])):
         result = openjepa("masks", "--recipe", recipe, "--out", tmp_path / f"{recipe}.png", "--batch-size", "64")
         lines = [line for line in result.stdout.splitlines() if re.search(shares, line)]
         assert [line.split(":")[0].split()[0] for line in lines] == words
@@ -120,7 +120,7 @@ def test_masks_are_drawn_and_their_coverage_printed(tmp_path: Path):
 
 def test_recipes_lists_all_and_prints_one_that_loads(tmp_path: Path):
     listing = openjepa("recipes").stdout
-    for name in ("seed_vit_base_16", "paper_vit_base_16", "paper_vit_huge_16_448", "paper_vit_giant_16", "demo"):
+    for name in ("brief_vit_base_16", "paper_vit_base_16", "paper_vit_huge_16_448", "paper_vit_giant_16", "demo"):
         assert name in listing
     (tmp_path / "mine.yaml").write_text(openjepa("recipes", "demo").stdout)
     assert openjepa("recipes", tmp_path / "mine.yaml").stdout == openjepa("recipes", "demo").stdout
@@ -147,14 +147,14 @@ def test_help_does_not_wait_for_slow_imports():
     ("arguments", "words"),
     [
         (("pretrain", "nowhere", "--out", "run", "--recipe", "demo"), ["nowhere"]),
-        (("pretrain", "sample:train", "--out", "run"), ["--recipe", "seed_vit_base_16"]),
+        (("pretrain", "sample:train", "--out", "run"), ["--recipe", "brief_vit_base_16"]),
         (("pretrain", "sample:train", "--out", "run", "--recipe", "demmo"), ["did you mean demo"]),
         (("pretrain", "sample:train", "--out", "run", "--recipe", "demo", "--data.image-size", "30"), ["30", "28", "32"]),
         (("pretrain", "empty", "--out", "run", "--recipe", "demo"), ["empty"]),
         (("pretrain", "sample:train", "--out", "run", "--resume"), ["run"]),
         (("pretrain", "sample:train", "--out", "file/run", "--recipe", "demo", "--train.max-minutes", "None"), ["file"]),
         (("evaluate", "run", "--protocol", "knn", "--train", "sample:train", "--test", "sample:test"), ["run"]),
-        (("evaluate", "timm:vit_tinny", "--task", "knn", *SAMPLE), ["did you mean vit_tiny"]),
+        (("evaluate", "timm:vit_smal_patch16_224", "--task", "knn", *SAMPLE), ["did you mean vit_small_patch16_224"]),
         (("evaluate", "pixels:", "--task", "knn", *SAMPLE), ["pixels:28"]),
         (("evaluate", "hf:empty", "--task", "knn", *SAMPLE), ["empty", "config.json"]),
         (("evaluate", "pixels:8", "--task", "linear", "--layers", "2", *SAMPLE), ["--layers 1"]),
@@ -173,7 +173,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, arguments: tup
     (tmp_path / "file").write_text("")
     (tmp_path / "bad.yaml").write_text("optim: {lrr: 1}\n")
     (tmp_path / "crowded.yaml").write_text(
-        "extends: seed_vit_base_16\nmask: {context_scale: [0.9, 1.0], target_scale: [0.5, 0.9]}\n"
+        "extends: brief_vit_base_16\nmask: {context_scale: [0.9, 1.0], target_scale: [0.5, 0.9]}\n"
     )
     before = sorted(tmp_path.rglob("*"))
     assert_refused(openjepa(*arguments, check=False, cwd=tmp_path), *words)

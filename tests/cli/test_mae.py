@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from openjepa.cli import main
-from openjepa.commands import evaluate as apply
+from openjepa.commands.embed import embed
+from openjepa.commands.evaluate import evaluate
 from openjepa.commands.report import write_report
 from tests.cli.console import assert_refused, openjepa
 
@@ -63,13 +64,13 @@ def test_resume_is_bit_equal(photos: Path, run: Path, tmp_path: Path, capsys: py
 
 
 def test_evaluate_embed_and_report(photos: Path, run: Path, tmp_path: Path):
-    record = apply.evaluate(run, "knn", str(photos), str(photos))
+    record = evaluate(run, "knn", str(photos), str(photos))
     assert (record["encoder"], record["accuracy"]) == ("context", 1.0)
     target = ("--protocol", "knn", "--train", photos, "--test", photos, "--encoder", "target")
     assert_refused(openjepa("evaluate", run, *target, check=False), "no target encoder", "mae", "--encoder context")
-    assert apply.embed(run, str(photos), tmp_path / "features.parquet") == 32
+    assert embed(run, str(photos), tmp_path / "features.parquet") == 32
     with pytest.raises(ValueError, match="no target encoder"):
-        apply.embed(run, str(photos), tmp_path / "no.parquet", "target")
+        embed(run, str(photos), tmp_path / "no.parquet", "target")
     assert [path.name for path in tmp_path.iterdir()] == ["features.parquet"]
     page = write_report(run).read_text()
     assert "Not measured: context-target drift" in page

@@ -16,13 +16,15 @@ import torch
 from PIL import Image
 
 from openjepa.cli import main
-from openjepa.commands import evaluate as apply
+from openjepa.commands.embed import embed
+from openjepa.commands.evaluate import evaluate
 from openjepa.engine.checkpoint import load_checkpoint, save_checkpoint
 from openjepa.engine.optim import state_tensors
 from openjepa.methods import MAE
 from openjepa.methods.make import make_method
 from openjepa.recipe import files, sections
 from openjepa.training.build import make_trainer
+from openjepa.weights.load import load_method
 
 RECIPE: dict[str, Any] = json.loads("""
 {"name": "small_10k", "description": "About 10,000 images",
@@ -89,8 +91,8 @@ def old(request: pytest.FixtureRequest, photos: Path, tmp_path: Path) -> Path:
 
 
 def test_a_run_is_evaluated_embedded_reported_and_exported(old: Path, photos: Path, tmp_path: Path):
-    assert apply.evaluate(old, "knn", str(photos), str(photos))["encoder"] == "context"
-    assert apply.embed(old, str(photos), tmp_path / "features.parquet") == 32
+    assert evaluate(old, "knn", str(photos), str(photos))["encoder"] == "context"
+    assert embed(old, str(photos), tmp_path / "features.parquet") == 32
     main(["report", str(old)])
     assert "data:image/" in (old / "report.html").read_text()  # pictures of what its encoder sees
     main(["export", str(old), "--format", "safetensors", "--out", str(tmp_path / "encoder.safetensors")])
@@ -99,7 +101,7 @@ def test_a_run_is_evaluated_embedded_reported_and_exported(old: Path, photos: Pa
 
 def test_its_method_is_mae_with_its_weights(old: Path):
     (file,) = (old / "checkpoints").glob("*.safetensors")
-    trained = apply.load_method(file)
+    trained = load_method(file)
     tensors, _ = load_checkpoint(file, prefix="method.")
     assert isinstance(trained.method, MAE)
     assert trained.recipe.momentum == sections.Momentum()
@@ -111,7 +113,7 @@ def test_its_method_is_mae_with_its_weights(old: Path):
 
 def test_weights_of_another_name_are_still_refused(old: Path):
     (file,) = (old / "checkpoints").glob("*.safetensors")
-    trained = apply.load_method(file)
+    trained = load_method(file)
     for strange in ("target_encoder_2.norm.weight", "context_encoder.target_encoder.norm.weight"):
         with pytest.raises(RuntimeError, match=strange):
             make_method(trained.recipe).load_state_dict(trained.method.state_dict() | {strange: torch.zeros(1)}, strict=True)

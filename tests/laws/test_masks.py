@@ -19,7 +19,7 @@ from openjepa.masks.blocks import TRIES, draw_images
 from openjepa.recipe import sections
 
 PAPER = sections.Mask()
-SEED = sections.Mask(
+BRIEF = sections.Mask(
     sampler="union",
     num_contexts=4,
     context_scale=(0.15, 0.2),
@@ -49,7 +49,7 @@ mask_settings = st.fixed_dictionaries(
         "target_aspect": ranges(aspects),
     }
 )
-USUAL = SEED.model_dump(
+USUAL = BRIEF.model_dump(
     include={"num_contexts", "context_scale", "context_aspect", "num_targets", "target_scale", "target_aspect"}
 )
 
@@ -143,7 +143,7 @@ def _place_plainly(generator: np.random.Generator, settings: sections.Mask, grid
 @functools.cache
 def _presence(name: str, grid: tuple[int, int], num_images: int = 8192) -> np.ndarray:
     """(2, images, h, w): where context and targets are, drawn in small batches so that shapes vary."""
-    settings = PAPER if name == "multiblock" else SEED.model_copy(update={"sampler": name})
+    settings = PAPER if name == "multiblock" else BRIEF.model_copy(update={"sampler": name})
     present = np.zeros((2, num_images, grid[0] * grid[1]), dtype=bool)
     for step, start in enumerate(range(0, num_images, 128)):
         masks = sample_masks(settings, grid, 128, seed=3, step=step)
@@ -212,7 +212,7 @@ def _first_block_shapes(settings: sections.Mask, grid: tuple[int, int], num_shap
 def test_area_and_aspect_are_independent_and_uniform(name):
     """On a fine grid, where rounding to whole patches is small; contexts are small so that no shape is turned away."""
     grid, num_shapes = (64, 64), 500
-    settings = SEED.model_copy(update={"sampler": name, "context_scale": (0.02, 0.03), "target_scale": (0.05, 0.1)})
+    settings = BRIEF.model_copy(update={"sampler": name, "context_scale": (0.02, 0.03), "target_scale": (0.05, 0.1)})
     heights, widths = _first_block_shapes(settings, grid, num_shapes)
     area, aspect = heights * widths / 64**2, widths / heights
     bound = NUM_STANDARD_ERRORS / np.sqrt(num_shapes)
@@ -266,7 +266,7 @@ def test_union_targets_are_uniform_over_the_places_that_are_free():
 
 def test_a_later_block_adds_a_patch_and_is_uniform_over_such_places():
     """Two single patches beside a single patch on a 2 x 2 grid: all 4 x 3 x 2 arrangements are as likely."""
-    settings = SEED.model_copy(update={"num_contexts": 1, "context_scale": (0.25, 0.25), "target_scale": (0.25, 0.25)})
+    settings = BRIEF.model_copy(update={"num_contexts": 1, "context_scale": (0.25, 0.25), "target_scale": (0.25, 0.25)})
     settings = settings.model_copy(update={"context_aspect": (1.0, 1.0), "target_aspect": (1.0, 1.0)})
     masks = sample_masks(settings, (2, 2), 24_000, seed=0, step=0)
     codes = 16 * masks.context_idx[:, 0] + 4 * masks.target_idx[:, 0, 0] + masks.target_idx[:, 1, 0]
@@ -286,7 +286,7 @@ def test_work_is_bounded_by_the_number_of_tries(sampler, monkeypatch):
     monkeypatch.setattr(f"openjepa.masks.{sampler}.draw_images", counting)
     crowded = {
         "multiblock": PAPER.model_copy(update={"num_targets": 200}),
-        "union": SEED.model_copy(update={"context_scale": (0.6, 0.7), "num_contexts": 8}),
+        "union": BRIEF.model_copy(update={"context_scale": (0.6, 0.7), "num_contexts": 8}),
     }[sampler]
     masks = sample_masks(crowded, (8, 8), 64, seed=0, step=0)
     _assert_valid(masks, crowded, (8, 8), 64)

@@ -1,4 +1,4 @@
-"""How far our paper and seed recipes are from what they should compute, through the trainer that users run.
+"""How far our paper and brief recipes are from what they should compute, through the trainer that users run.
 
 The comparisons that the parity tests hold to their tolerances and that `python -m benchmarks.fidelity` prints as the table of
 docs/fidelity.md. Two references: the release's own step (`../shared/golden`, float32) and ours of equations.py

@@ -3,7 +3,7 @@
 Written from the papers alone, sharing no code with openjepa: one image and one block at a time, so nothing is ever padded,
 batched or masked; only the gradients come from torch's autograd. Sources: ViT (Dosovitskiy et al. 2021, arXiv 2010.11929,
 equations 1 to 4), attention and positions (Vaswani et al. 2017, 1706.03762, sections 3.2 and 3.5), LayerNorm (1607.06450), GELU
-(1606.08415), I-JEPA (Assran et al. 2023, 2301.08243, section 3) and the seed description, AdamW (1711.05101, algorithm 2).
+(1606.08415), I-JEPA (Assran et al. 2023, 2301.08243, section 3) and the brief, AdamW (1711.05101, algorithm 2).
 Weights are dictionaries under timm's names. make_golden.py records such a step; test_golden_step.py checks the release's, too.
 """
 

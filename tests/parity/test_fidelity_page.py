@@ -46,5 +46,5 @@ def test_every_switch_is_a_key_of_a_recipe(switch: str):
 
 
 def test_every_recipe_the_page_names_is_shipped():
-    for name in re.findall(r"`((?:seed|paper)_\w+)`", PAGE):
+    for name in re.findall(r"`((?:brief|paper)_\w+)`", PAGE):
         assert name in list_recipes()

@@ -1,4 +1,4 @@
-"""Learning rate, weight decay and momentum of the recipes, as a run makes them: the release's values, and the seed's by hand."""
+"""Learning rate, weight decay and momentum of the recipes, as a run makes them: the release's values, and the brief's by hand."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_papers_schedules_by_hand(step: int, lr: float, momentum: float):
     assert schedules.momentum(step) == pytest.approx(momentum, rel=1e-9)
 
 
-def test_the_seeds_schedules_by_hand():
+def test_the_briefs_schedules_by_hand():
     """The seed: warm-up from 0, cosine to 0; momentum 0.996 to 1 by half a cosine."""
     rates = [warmup_cosine(step, 100, 10, 0.0, 1.0, 0.0) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)

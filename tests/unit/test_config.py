@@ -27,7 +27,7 @@ SECTIONS = {
     name: field.annotation for name, field in Recipe.model_fields.items() if name not in {"name", "description", "version"}
 }
 SHIPPED = ["demo", "paper_vit_base_16", "paper_vit_giant_16", "paper_vit_huge_14", "paper_vit_huge_16_448",
-           "paper_vit_large_16", "seed_vit_base_16", "mae_demo", "mae_vit_base_16",
+           "paper_vit_large_16", "brief_vit_base_16", "mae_demo", "mae_vit_base_16",
            "small_1k", "small_10k", "small_100k", "small_1m"]  # fmt: skip
 
 

@@ -108,7 +108,7 @@ def test_a_rising_rank_is_never_called_collapsing(ranks):
         ([1.7, 4.0, 9.0], 64, "healthy"),
         ([1.7, 1.7, 1.8], 64, "not learning yet"),
         ([1.7, 1.2, 1.1], 64, "collapsed"),
-        ([1.7, 1.5, 1.3], 64, "collapsing"),  # as the seed's recipe began, which learned: once is not enough
+        ([1.7, 1.5, 1.3], 64, "collapsing"),  # as the brief's recipe began, which learned: once is not enough
         ([1.7, 12.0, 4.4], 64, "collapsing"),
         ([1.7, 12.0, 4.0, 9.0], 64, "healthy"),  # once lower, but no longer falling
         ([17.6, 17.6, 17.6], 256, "not learning yet"),  # ViT-B at 224 px with a rate of 1e-12
@@ -177,7 +177,7 @@ def test_a_predictor_that_keeps_two_thirds_of_its_best_is_not_diverging(explaine
     assert {verdict.label for verdict in health.replay(rows, untrained(1.7, 64))} <= {"too early", "healthy"}
 
 
-@pytest.mark.parametrize("recipe", ["demo", "mae_demo", "paper_vit_base_16", "seed_vit_base_16"])
+@pytest.mark.parametrize("recipe", ["demo", "mae_demo", "paper_vit_base_16", "brief_vit_base_16"])
 @pytest.mark.parametrize(
     "rows",
     [

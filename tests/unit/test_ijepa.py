@@ -23,11 +23,11 @@ def count(module: torch.nn.Module) -> int:
 def test_vit_base_has_the_published_number_of_parameters():
     """85.8 M for ViT-B/16, of which the fixed positions are 0.15 M.
 
-    The predictor of the seed's shape, 384 wide and 6 deep, has 11.2 M: the stated 12 M is rounded up.
+    The predictor of the brief's shape, 384 wide and 6 deep, has 11.2 M: the stated 12 M is rounded up.
 
     By hand: 12 P^2 + 13 P a layer, 6 layers; two projections of 768 x 384; mask token; final norm.
     """
-    recipe = load_recipe("seed_vit_base_16")
+    recipe = load_recipe("brief_vit_base_16")
     with torch.device("meta"):
         method = IJEPA((224, 224), 3, recipe.model, recipe.mask, recipe.method)
     positions = method.context_encoder.pos_embed.numel()
@@ -170,7 +170,7 @@ def test_regularisers_prefer_spread_features():
         assert float(term(flat)) > 10 * float(term(normal))
 
 
-def test_layer_decay_by_the_seeds_words():
+def test_layer_decay_by_the_briefs_words():
     """Layer 11 of 12 runs at the full rate, layer 0 at 0.75^11, the patch embedding, earlier still, at 0.75^12."""
     settings = Optim(layer_decay=0.75, weight_decay=(0.05, 0.05), predictor_weight_decay=(0.04, 0.04))
     key = lambda name, dims: group_key(name, dims, 12, settings)  # noqa: E731

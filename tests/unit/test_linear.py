@@ -12,6 +12,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.preprocessing import StandardScaler
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from openjepa.engine import threads
 from openjepa.evals import linear
 from openjepa.evals.features import Features
 from openjepa.evals.linear import (
@@ -254,7 +255,7 @@ def test_a_probe_that_did_not_converge_is_mentioned(monkeypatch):
 def test_small_problems_take_one_thread_and_give_the_others_back(monkeypatch, limit, expected):
     seen = []
     solve = linear.fit_probe
-    monkeypatch.setattr(linear, "ONE_THREAD_NUMBERS", limit)
+    monkeypatch.setattr(threads, "ONE_THREAD_NUMBERS", limit)
     monkeypatch.setattr(
         linear, "fit_probe", lambda *args, **kwargs: seen.append(torch.get_num_threads()) or solve(*args, **kwargs)
     )

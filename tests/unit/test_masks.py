@@ -1,4 +1,4 @@
-"""Mask samplers: closed forms, the shapes of outputs, refusals in words, and the preset with the seed's coverage."""
+"""Mask samplers: closed forms, the shapes of outputs, refusals in words, and the preset with the brief's coverage."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from openjepa.masks.blocks import draw_shapes, find_room, list_shapes
 from openjepa.recipe import files, sections
 
 PAPER = sections.Mask()
-SEED = sections.Mask(
+BRIEF = sections.Mask(
     sampler="union",
     num_contexts=4,
     context_scale=(0.15, 0.2),
@@ -63,7 +63,7 @@ def test_find_room_against_a_plain_loop():
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_shapes_types_and_padding(name):
-    masks = sample_masks(with_(SEED, sampler=name), (14, 14), 64, seed=0, step=3)
+    masks = sample_masks(with_(BRIEF, sampler=name), (14, 14), 64, seed=0, step=3)
     num_targets = {"multiblock": 2, "union": 2, "random": 1, "block": 1}[name]
     assert masks.context_idx.shape == (64, int(masks.context_lengths.max()))
     assert masks.target_idx.shape == (64, num_targets, int(masks.target_lengths.max()))
@@ -80,14 +80,14 @@ def test_shapes_types_and_padding(name):
 
 
 def test_masks_are_a_function_of_seed_and_step():
-    drawn = sample_masks(SEED, (14, 14), 8, seed=5, step=7)
-    again = SAMPLERS["union"](np.random.default_rng([5, 1, 7]), (14, 14), 8, SEED)
+    drawn = sample_masks(BRIEF, (14, 14), 8, seed=5, step=7)
+    again = SAMPLERS["union"](np.random.default_rng([5, 1, 7]), (14, 14), 8, BRIEF)
     assert torch.equal(drawn.context_idx, again.context_idx)
     assert torch.equal(drawn.target_idx, again.target_idx)
 
 
 def test_split_trims_each_part_and_loses_nothing():
-    whole = sample_masks(SEED, (14, 14), 12, seed=0, step=0)
+    whole = sample_masks(BRIEF, (14, 14), 12, seed=0, step=0)
     parts = whole.split(3)
     assert [len(part.context_lengths) for part in parts] == [4, 4, 4]
     contexts = [row for part in parts for row in rows(part.context_idx, part.context_lengths)]
@@ -111,7 +111,7 @@ def test_multiblock_batch_shares_one_target_shape():
 
 def test_union_blocks_tile_rectangles():
     """An image's first block is a whole rectangle; a later one is its rectangle less the earlier blocks."""
-    masks = sample_masks(SEED, (14, 14), 256, seed=0, step=0)
+    masks = sample_masks(BRIEF, (14, 14), 256, seed=0, step=0)
     for image in range(256):
         first, second = rows(masks.target_idx[image], masks.target_lengths[image])
         assert first == _bounding_box(first)
@@ -149,7 +149,7 @@ def _boxes_around(patches: set[int]) -> list[set[int]]:
             ["8 x 8", "0.95 to 1", "64 patches"],
         ),
         (
-            with_(SEED, context_scale=(0.9, 1.0), context_aspect=(1.0, 1.0)),
+            with_(BRIEF, context_scale=(0.9, 1.0), context_aspect=(1.0, 1.0)),
             (8, 8),
             [
                 "8 x 8",
@@ -158,11 +158,11 @@ def _boxes_around(patches: set[int]) -> list[set[int]]:
                 "no target block fits",
             ],
         ),
-        (with_(SEED, num_targets=9), (3, 3), ["at most 8 of 9 fit", "fewer mask.num_targets"]),
+        (with_(BRIEF, num_targets=9), (3, 3), ["at most 8 of 9 fit", "fewer mask.num_targets"]),
         (with_(PAPER, sampler="block"), (14, 14), ["context blocks of 169 to 196", "target blocks of 25 to 42", "smaller"]),
-        (with_(SEED, sampler="random", context_scale=(0.9, 0.9), target_scale=(0.2, 0.3)), (8, 8), ["58", "13", "71 of 64"]),
+        (with_(BRIEF, sampler="random", context_scale=(0.9, 0.9), target_scale=(0.2, 0.3)), (8, 8), ["58", "13", "71 of 64"]),
         (with_(PAPER, fidelity="released"), (5, 5), ["5 x 5", "4 patches", "more than 4", "mask.fidelity unbiased"]),
-        (with_(SEED, fidelity="released"), (14, 14), ["multiblock", "mask.fidelity unbiased"]),
+        (with_(BRIEF, fidelity="released"), (14, 14), ["multiblock", "mask.fidelity unbiased"]),
     ],
 )
 def test_impossible_settings_are_refused_with_numbers_and_the_fix(settings, grid, words):
@@ -173,7 +173,7 @@ def test_impossible_settings_are_refused_with_numbers_and_the_fix(settings, grid
         assert word in str(refusal.value)
 
 
-@pytest.mark.parametrize("settings", [PAPER, SEED, with_(SEED, sampler="block"), with_(SEED, sampler="random")])
+@pytest.mark.parametrize("settings", [PAPER, BRIEF, with_(BRIEF, sampler="block"), with_(BRIEF, sampler="random")])
 @pytest.mark.parametrize("grid", [(2, 2), (2, 5), (4, 4), (6, 6), (7, 7), (14, 14), (28, 28)])
 def test_usual_settings_are_accepted_on_every_grid(settings, grid):
     check_masks(settings, grid)
@@ -181,7 +181,7 @@ def test_usual_settings_are_accepted_on_every_grid(settings, grid):
 
 def test_crowded_contexts_fall_back_instead_of_hanging():
     """Four contexts of half the image almost never leave room for two targets, yet every image gets both."""
-    crowded = with_(SEED, context_scale=(0.45, 0.55), target_scale=(0.3, 0.4))
+    crowded = with_(BRIEF, context_scale=(0.45, 0.55), target_scale=(0.3, 0.4))
     masks = sample_masks(crowded, (8, 8), 512, seed=0, step=0)
     contexts = rows(masks.context_idx, masks.context_lengths)
     targets = rows(masks.target_idx.flatten(1), torch.full((512,), masks.target_idx[0].numel()))
@@ -240,14 +240,14 @@ def test_coverage_counts_a_patch_of_two_blocks_once():
     assert coverage.context_tokens == pytest.approx(196 * coverage.context_frac)
 
 
-def test_solved_scales_give_the_seeds_stated_coverage():
-    """The seed says about 25 % context, 15 % target, 60 % unseen; its own scales give 46 %, 18 % and 35 %."""
-    solved = with_(SEED, context_scale=(0.0625, 0.083), target_scale=(0.066, 0.099))
+def test_solved_scales_give_the_briefs_stated_coverage():
+    """The brief says about 25 % context, 15 % target, 60 % unseen; its own scales give 46 %, 18 % and 35 %."""
+    solved = with_(BRIEF, context_scale=(0.0625, 0.083), target_scale=(0.066, 0.099))
     coverage = measure_coverage(solved, (14, 14), num_images=8192, seed=1, batch_size=256)
     assert coverage.context_frac == pytest.approx(0.25, abs=0.005)
     assert coverage.target_frac == pytest.approx(0.15, abs=0.005)
     assert coverage.unseen_frac == pytest.approx(0.60, abs=0.005)
-    stated = measure_coverage(SEED, (14, 14), num_images=2048, batch_size=256)
+    stated = measure_coverage(BRIEF, (14, 14), num_images=2048, batch_size=256)
     assert stated.context_frac > 0.4
 
 

@@ -295,7 +295,7 @@ def test_the_loss_falls_on_one_batch():
 
 def test_schedules_of_a_shortened_run_keep_their_proportions():
     """The seed: 40 of 300 epochs are warm-up; of 150 steps that is 20. Rates scale with the batch: 64 / 256."""
-    recipe = load_recipe("seed_vit_base_16")
+    recipe = load_recipe("brief_vit_base_16")
     recipe = build_recipe(recipe.model_dump() | {"data": recipe.data.model_dump() | {"batch_size": 64}})
     schedules = make_schedules(recipe, 150)
     rates = [schedules.lr(step) for step in range(150)]

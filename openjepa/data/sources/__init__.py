@@ -14,6 +14,7 @@ from openjepa.data.sources.arrays import ArraySource as ArraySource
 from openjepa.data.sources.contract import ImageSource as ImageSource
 from openjepa.data.sources.contract import Labels as Labels
 from openjepa.data.sources.contract import printable as printable
+from openjepa.data.sources.contract import spread as spread
 from openjepa.data.sources.folder import KINDS, open_folder
 from openjepa.data.sources.folder import FolderSource as FolderSource
 from openjepa.data.sources.folder import list_files as list_files

@@ -46,6 +46,11 @@ class ImageSource(Protocol):
         """Where the image is, in printable characters."""
 
 
+def spread(count: int, most: int) -> Int64[np.ndarray, " chosen"]:
+    """Numbers 0 to count - 1, or `most` of them spread evenly, the first and the last among them; none of 0."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+
+
 def printable(name: str) -> str:
     """A path or class name in characters that can be printed; bytes that are not UTF-8 become backslash escapes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
