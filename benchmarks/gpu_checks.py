@@ -5,7 +5,7 @@
     DEVICE=cpu python benchmarks/gpu_checks.py           # proves that the questions can be asked; a CPU answers some trivially
 
 Prints one JSON line a question: what is expected, what was found, whether that passed (null: not asked of this device), the card
-and the versions. Exit status 1 if one failed. tests/unit/test_ahead.py and tests/unit/test_fp8.py ask the rest.
+and the versions. Exit status 1 if one failed. tests/unit/test_prefetch.py and tests/unit/test_fp8.py ask the rest.
 """
 
 from __future__ import annotations

@@ -20,8 +20,10 @@ from openjepa.recipe.files import AUTO, build_recipe, load_recipe
 from openjepa.recipe.sections import Recipe
 from openjepa.runs.folder import RunFolder, read_json
 from openjepa.runs.lock import lock_run
+from openjepa.training.hooks import ProbeEncoder
 from openjepa.training.memory import find_batch_size, with_batch_size
-from openjepa.training.session import ProbeEncoder, Run, describe_run, reopen_run
+from openjepa.training.prepare import describe_run, reopen_run
+from openjepa.training.session import Session
 from openjepa.weights.initial import open_initial
 
 
@@ -81,21 +83,21 @@ def pretrain(
     # Whatever can be refused is found out before anything is written.
     if resume:
         with lock_run(folder.path):
-            run = Run(asked, source, folder, reopen_run(recipe, source, folder, accept_changes), console)
-            run.measure_untrained(make_probe if labelled else None)
-            run.resume()
-            if run.start_step >= run.total_steps:
-                run.say(f"{folder.path} is already trained to its last step, {run.total_steps}.")
+            session = Session(asked, source, folder, reopen_run(recipe, source, folder, accept_changes), console)
+            session.measure_untrained(make_probe if labelled else None)
+            session.resume()
+            if session.start_step >= session.total_steps:
+                session.say(f"{folder.path} is already trained to its last step, {session.total_steps}.")
                 return Verdict(**read_json(folder.verdict_json))
-            run.write_facts()
-            return run.train()
-    run = Run(asked, source, folder, describe_run(asked, source, initial), console)
-    run.measure_untrained(make_probe if labelled else None)
+            session.write_facts()
+            return session.train()
+    session = Session(asked, source, folder, describe_run(asked, source, initial), console)
+    session.measure_untrained(make_probe if labelled else None)
     if initial is not None:
-        run.start_from(initial)
+        session.start_from(initial)
     folder.create()
     with lock_run(folder.path):
         if folder.exists():
             raise ValueError(f"{folder.path} already holds a run, started a moment ago; choose another --out")
-        run.write_facts()
-        return run.train()
+        session.write_facts()
+        return session.train()

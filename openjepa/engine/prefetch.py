@@ -2,7 +2,7 @@
 
 The CPU only writes down what the GPU is to do, and is ahead of it. Two things would make it stop in each step: copying the batch,
 and asking whether the step was finite. So the copy runs on a stream of its own beside the step before, and the answer is read
-when it has come. On a CPU all is done at once, in the same order. Pinned by tests/unit/test_ahead.py.
+when it has come. On a CPU all is done at once, in the same order. Pinned by tests/unit/test_prefetch.py.
 """
 
 from __future__ import annotations

@@ -12,14 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openjepa.commands import pretrain as run_module
 from openjepa.commands.pretrain import pretrain
 from openjepa.recipe.files import build_recipe, load_recipe
 from openjepa.recipe.sections import Recipe
 from openjepa.runs.stop import Interrupted
+from openjepa.training import prepare
 from openjepa.training.build import StepTime
 from openjepa.training.pace import Pace, typical_step_s
-from openjepa.training.session import Run
+from openjepa.training.session import Session
+from openjepa.training.trainer import StepRecord
 from tests.machine import Machine, measure_on
 
 CHECKS = 10  # a run is timed at least so often
@@ -145,22 +146,22 @@ def small() -> Recipe:
 
 def test_a_slower_machine_shortens_a_run_and_a_resume_goes_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Planned for 58 steps of a second; each takes two from the start, by a clock that counts steps."""
-    monkeypatch.setattr(run_module, "measure_step", lambda *_: StepTime(1.0, 0.0))
-    monkeypatch.setattr(Run, "_trained_s", lambda run: 2.0 * (run.last_step + 1))
+    monkeypatch.setattr(prepare, "measure_step", lambda *_: StepTime(1.0, 0.0))
+    monkeypatch.setattr(Session, "trained_s", lambda run: 2.0 * (run.last_step + 1))
     pretrain("sample:train", small(), tmp_path / "whole")
 
     stop_after = 17
 
-    def after_step(run: Run, record: run_module.StepRecord) -> bool:
+    def after_step(run: Session, record: StepRecord) -> bool:
         if record.step == stop_after:
             run.signals.caught = 2
         return original(run, record)
 
-    original = Run.after_step
-    monkeypatch.setattr(Run, "after_step", after_step)
+    original = Session.after_step
+    monkeypatch.setattr(Session, "after_step", after_step)
     with pytest.raises(Interrupted):
         pretrain("sample:train", small(), tmp_path / "broken")
-    monkeypatch.setattr(Run, "after_step", original)
+    monkeypatch.setattr(Session, "after_step", original)
     for checkpoint in (tmp_path / "broken" / "checkpoints").iterdir():
         if checkpoint.stem > "step-00000005":  # back to before the second plan, made after six steps
             checkpoint.unlink()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from openjepa.commands.health import replay_verdicts
 from openjepa.health import verdict as health
+from openjepa.health.measure import effective_rank, measure_features
 from openjepa.health.verdict import RunFacts
 from openjepa.masks import Masks
 from openjepa.methods.ijepa import explain_variance, variance_within_positions
@@ -216,8 +217,8 @@ def test_healthy_odds_are_fewer_times_the_first_ones_where_those_are_high(first,
 
 def test_features_that_are_not_finite_have_no_rank():
     broken = torch.full((8, 4), math.nan)
-    assert math.isnan(health.effective_rank(broken))
-    measured = health.measure_features(broken, broken, None)
+    assert math.isnan(effective_rank(broken))
+    measured = measure_features(broken, broken, None)
     assert math.isnan(measured["effective_rank_pooled"])
     row = {"step": 3, "loss": 1.0, **measured}
     assert health.judge([row], RunFacts()).label == "diverging"
@@ -225,9 +226,9 @@ def test_features_that_are_not_finite_have_no_rank():
 
 def test_effective_rank_of_known_spectra():
     axes = torch.linalg.qr(torch.randn(40, 8, generator=torch.Generator().manual_seed(0)))[0]
-    assert health.effective_rank(axes) == pytest.approx(8, rel=1e-4)
+    assert effective_rank(axes) == pytest.approx(8, rel=1e-4)
     two = axes * torch.tensor([3.0, 1, 0, 0, 0, 0, 0, 0])
-    assert health.effective_rank(two) == pytest.approx(math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25))), rel=1e-3)
+    assert effective_rank(two) == pytest.approx(math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25))), rel=1e-3)
 
 
 def test_variance_within_positions_is_numpys_pooled_variance():

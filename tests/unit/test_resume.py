@@ -190,13 +190,13 @@ def test_a_change_that_was_not_accepted_is_named(copy):
 
 def test_another_precision_is_the_one_that_runs(copy, monkeypatch):
     """Version 0.1 recorded the new one and went on in the old one."""
-    from openjepa.commands import pretrain as run
+    from openjepa.training import prepare, session
 
-    monkeypatch.setattr(run, "choose_precision", lambda device, asked: asked)
+    monkeypatch.setattr(prepare, "choose_precision", lambda device, asked: asked)
     values = change(change(TINY, "checkpoint.every_steps", STEPS // 2), "train.precision", "bf16")
     seen = []
-    make = run.make_trainer
-    monkeypatch.setattr(run, "make_trainer", lambda *given: seen.append(given[-1]) or make(*given))
+    make = session.make_trainer
+    monkeypatch.setattr(session, "make_trainer", lambda *given: seen.append(given[-1]) or make(*given))
     train(copy, values, resume=True, accept_changes=True)
     assert seen == ["bf16"]
     assert json.loads((copy / "run.json").read_text())["precision"] == "bf16"

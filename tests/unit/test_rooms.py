@@ -13,7 +13,7 @@ import openjepa
 PACKAGE = Path(openjepa.__file__).parent
 TIMM_IS_IMPORTED_BY = {"nn/encoder.py", "weights/timm.py"}
 PLANTED = {  # module: an import that points up or sideways
-    "runs/stop.py": "from openjepa.training.session import Run",
+    "runs/stop.py": "from openjepa.training.session import Session",
     "recipe/edit.py": "from openjepa.masks import Masks",
     "engine/optim.py": "def late():\n    from openjepa.methods.ijepa import IJEPA",
     "nn/ema.py": "from openjepa.data.loader import Batch",

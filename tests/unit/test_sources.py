@@ -7,6 +7,7 @@ import json
 import os
 import struct
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 
 from openjepa.data.decode import DecodeError
 from openjepa.data.sample import read_index
-from openjepa.data.sources import canonical_spec, open_source
+from openjepa.data.sources import canonical_spec, open_source, spread
 from tests.messy_folder import CLASSES, build_messy_folder
 
 
@@ -231,3 +232,14 @@ def test_a_class_folder_that_is_not_utf8_has_a_printable_name(tmp_path):
     assert source.classes == ["caf\\xe9", "dog"]
     assert all(name.encode("utf-8") for name in source.classes)
     assert source.open(0).decode().shape == (4, 4, 1)
+
+
+def test_spread_is_even_and_has_both_ends():
+    assert spread(10, 4).tolist() == [0, 3, 6, 9]
+    for count in (0, 1, 2, 7, 100):
+        for most in (1, 2, 5, 300):
+            chosen = spread(count, most).tolist()
+            assert len(chosen) == min(count, most) == len(set(chosen))
+            gaps = {after - before for before, after in pairwise(chosen)}
+            assert not gaps or max(gaps) - min(gaps) <= 1
+            assert most < 2 or not chosen or (chosen[0], chosen[-1]) == (0, count - 1)

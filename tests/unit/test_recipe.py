@@ -438,3 +438,10 @@ def test_recipes_are_read_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_names_of_version_0_1_are_still_found(tmp_path: Path) -> None:
+    assert load_recipe("seed_vit_base_16") == load_recipe("brief_vit_base_16")
+    assert load_recipe("seed_vit_base_16_solved") == load_recipe("brief_vit_base_16_solved")
+    (tmp_path / "mine.yaml").write_text("extends: seed_vit_base_16\noptim: {lr: 1.0e-3}\n")
+    assert load_recipe(tmp_path / "mine.yaml").mask == load_recipe("brief_vit_base_16").mask

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openjepa.data import look as look_module
+from openjepa.data import inspect as module
 from openjepa.data.decode import EXTENSIONS, DecodeError, open_image, read_header
 from openjepa.data.inspect import look_at
 from openjepa.data.pack import write_pack
@@ -80,7 +80,7 @@ def test_few_files_are_looked_at_and_fewer_decoded(tmp_path: Path, monkeypatch: 
         opened.append(path)
         return open_image(path, channels)
 
-    monkeypatch.setattr(look_module, "open_image", count)
+    monkeypatch.setattr(module, "open_image", count)
     found = look_at(str(tmp_path))
     assert found.num_images == 300 and found.num_looked_at == 200
     assert len(opened) == 1  # the first one shows colour, and that settles it

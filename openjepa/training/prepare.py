@@ -1,0 +1,109 @@
+"""What a run needs to know before it starts or goes on, as its run.json will hold it. Writes nothing."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from typing import Any
+
+import torch
+
+from openjepa.data.fingerprint import fingerprint
+from openjepa.data.sources import ImageSource
+from openjepa.data.views import find_normalization
+from openjepa.engine.precision import choose_precision, pick_device
+from openjepa.engine.threads import choose_threads
+from openjepa.methods.make import make_method
+from openjepa.recipe.files import build_recipe
+from openjepa.recipe.sections import Recipe
+from openjepa.runs.environment import describe_machine, describe_versions, read_git_state
+from openjepa.runs.folder import RunFolder
+from openjepa.training.build import make_batches, make_trainer, measure_step, plan_steps
+from openjepa.training.resume import PLANNED_FROM, check_changes, find_changes
+from openjepa.weights.initial import InitialWeights
+
+MEASURED_FRAC = 0.05  # of max_minutes: at most so much goes into timing steps
+
+
+def describe_run(recipe: Recipe, source: ImageSource, initial: InitialWeights | None) -> dict[str, Any]:
+    """Measure what a new run needs to know, and give what its run.json will hold. Writes nothing."""
+    mean, std = find_normalization(recipe.data, source)
+    step_s = None
+    if recipe.train.max_minutes is not None:
+        step_s = measure_step(recipe, source, mean, std, MEASURED_FRAC * 60 * recipe.train.max_minutes).seconds
+    with torch.device("meta"):  # shapes without memory, to count parameters
+        method = make_method(recipe)
+    parts = {"encoder": method.context_encoder, "predictor": method.predictor}
+    device = pick_device(recipe.train.device)
+    total_steps = plan_steps(recipe, len(source), step_s)
+    return {
+        "name": recipe.name,
+        "data": source.spec,
+        "num_images": len(source),
+        "fingerprint": fingerprint(source),
+        "recipe": recipe.model_dump(mode="json"),
+        "total_steps": total_steps,
+        "plans": [(0, total_steps)],
+        "measured_step_ms": None if step_s is None else 1000 * step_s,
+        "mean": mean,
+        "std": std,
+        "num_parameters": {name: sum(w.numel() for w in part.parameters() if w.requires_grad) for name, part in parts.items()},
+        "versions": describe_versions(),
+        "git": read_git_state(),
+        "hardware": describe_machine(device),
+        "precision": choose_precision(device, recipe.train.precision),
+        "threads": count_threads(recipe, source, mean, std),
+        "init": initial and {"checkpoint": str(initial.path), "sha256": initial.sha256, "taken": initial.describe(recipe.grid)},
+        "started": now(),
+        "finished": None,
+    }
+
+
+def count_threads(recipe: Recipe, source: ImageSource, mean: list[float], std: list[float]) -> int:
+    """Threads that train this recipe fastest on this machine now; a GPU needs none of them and gets all."""
+    device, most = pick_device(recipe.train.device), torch.get_num_threads()
+    if device.type != "cpu" or most == 1:
+        return most
+    trainer = make_trainer(recipe, mean, std, 1000, choose_precision(device, recipe.train.precision))
+    with closing(make_batches(recipe, source, 0, 1)) as batches:
+        batch = next(batches)
+    return choose_threads(lambda: trainer.step([batch]), most)
+
+
+def reopen_run(recipe: Recipe | None, source: ImageSource, folder: RunFolder, accept_changes: bool) -> dict[str, Any]:
+    """What run.json will hold of an earlier run that goes on. Writes nothing.
+
+    ValueError names what changed since, unless the changes are accepted and the run can follow them.
+    """
+    facts = folder.read_run()
+    recorded = build_recipe(facts["recipe"], where=str(folder.run_json))
+    recipe = recipe or recorded
+    changes = find_changes(recorded, recipe)
+    found = fingerprint(source)
+    if facts["num_images"] != len(source):
+        changes["number of images"] = (facts["num_images"], len(source))
+    elif facts.get("fingerprint", found) != found:
+        changes["images"] = (facts["data"], f"others in {source.spec}")
+    check_changes(changes, accept_changes, str(folder.path))
+    if changes.keys() & PLANNED_FROM:
+        step_s = facts["measured_step_ms"] and facts["measured_step_ms"] / 1000
+        total_steps = plan_steps(recipe, len(source), step_s)
+        facts |= {"total_steps": total_steps, "plans": [(0, total_steps)]}
+    device = pick_device(recipe.train.device)
+    hardware = describe_machine(device)
+    if changes.keys() & {"train.precision", "train.device"} or hardware != facts["hardware"]:
+        precision, threads = choose_precision(device, recipe.train.precision), torch.get_num_threads()
+        facts |= {"hardware": hardware, "precision": precision, "threads": threads}
+    return facts | {
+        "recipe": recipe.model_dump(mode="json"),
+        "data": source.spec,
+        "num_images": len(source),
+        "fingerprint": found,
+        "stopped": None,
+        "finished": None if changes else facts["finished"],
+    }
+
+
+def now() -> str:
+    """The time, with its zone."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
