@@ -63,7 +63,7 @@ def evaluate_many(
     records: list[dict[str, Any]] = []
     for choice in encoders:
         subject = open_encoder(spec, train, choice, place)
-        folder = None if subject.run is None else subject.run.cache
+        folder = None if subject.run is None or choice == "pixels" else subject.run.cache  # pixels are read as fast as a file
         store = FeatureStore(subject.encoder, subject.weights, folder=folder, device=place, label=subject.name)
         sources = [open_labelled(data, subject.encoder.channels) for data in (train, test)]
         for task, layers in tasks:

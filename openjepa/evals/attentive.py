@@ -29,7 +29,7 @@ from openjepa.evals.linear import hold_out
 from openjepa.evals.outcome import Outcome
 
 NUM_QUERIES = 8  # at most; each reads a slice of the values, so their number divides the width
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 DECAYS = (1e-3, 0.1)
 EPOCHS = 20
 MIN_STEPS = 150  # of few images, more epochs

@@ -56,17 +56,17 @@ def open_encoder(spec: str | Path, images: str, encoder: Candidate = "context", 
         raise ValueError(f"--encoder {encoder} chooses among a run's encoders; {spec} is one already: drop it")
     if not rest:
         raise ValueError(f"{spec} lacks what follows the colon: {EXAMPLES[kind]}")
-    if (
-        kind in ("random", "pixels")
-        and Path(rest).exists()
-        and rest not in list_recipes()
-        and not rest.endswith((".yaml", ".yml"))
-    ):
+    if kind in ("random", "pixels") and rest not in list_recipes() and _is_run(Path(rest)):
         return _open_run(Path(rest), "random" if kind == "random" else "pixels", place)
     subject = OPENERS[kind](rest, images)
     if isinstance(subject.encoder, torch.nn.Module):
         subject.encoder.to(place).eval()
     return subject
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a path is a run folder or a checkpoint file, and not a recipe's."""
+    return path.is_dir() or (path.is_file() and path.suffix == ".safetensors")
 
 
 def _open_run(path: Path, encoder: Candidate, device: str) -> Subject:

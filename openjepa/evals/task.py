@@ -25,10 +25,6 @@ class Task(Protocol):
     def title(self) -> str:
         """The name in tables."""
 
-    @property
-    def takes_layers(self) -> bool:
-        """Whether settings.layers above 1 mean something."""
-
     def evaluate(
         self, features: FeatureStore, train: ImageSource, test: ImageSource, settings: TaskSettings, seed: int
     ) -> Outcome:
@@ -43,11 +39,6 @@ class FeatureTask:
     title: str
     score: Callable[[Features, Features, int], Outcome]
     needs_patches: bool = False
-
-    @property
-    def takes_layers(self) -> bool:
-        """Patch features are the last layer's."""
-        return not self.needs_patches
 
     def evaluate(
         self, features: FeatureStore, train: ImageSource, test: ImageSource, settings: TaskSettings, seed: int

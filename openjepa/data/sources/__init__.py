@@ -1,54 +1,72 @@
-"""Where images come from: a folder, a pack of one, the embedded sample, or the files of Fashion-MNIST.
+"""Where images come from. A data spec is the path of a folder or a pack, or NAME:REST with a NAME of SOURCES.
 
-A source is a fixed list of images, each loaded by number, with labels and class names where there are any.
+A source is a fixed list of images, each loaded by number, with labels and class names where there are any
+(contract.py). A new kind of source is a file beside this one and a row of SOURCES.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from openjepa.data.decode import DecodeError as DecodeError  # part of a source's contract
-from openjepa.data.sample import load_sample, read_index
 from openjepa.data.sources.arrays import ArraySource as ArraySource
+from openjepa.data.sources.arrays import open_fashion_mnist, open_sample
 from openjepa.data.sources.contract import ImageSource as ImageSource
 from openjepa.data.sources.contract import Labels as Labels
 from openjepa.data.sources.contract import printable as printable
 from openjepa.data.sources.contract import spread as spread
-from openjepa.data.sources.folder import KINDS, open_folder
 from openjepa.data.sources.folder import FolderSource as FolderSource
 from openjepa.data.sources.folder import list_files as list_files
-from openjepa.data.sources.idx import FASHION_MNIST_CLASSES, read_fashion_mnist
+from openjepa.data.sources.folder import open_folder
 from openjepa.data.sources.packed import is_pack, open_pack
 
-PARTS = ("train", "test")
+
+class SourceKind(NamedTuple):
+    """A row of SOURCES: what stands behind `NAME:`, and how it is opened.
+
+    examples: specs, for messages. open: called on (spec, what follows the colon, channels), it gives the source or raises
+    ValueError. is_path: whether what follows the colon begins with a path, up to the next colon.
+    """
+
+    examples: tuple[str, ...]
+    open: Callable[[str, str, int], ImageSource]
+    is_path: bool = False
+
+
+SOURCES = {
+    "sample": SourceKind(("sample:train", "sample:test"), open_sample),
+    "fashion-mnist": SourceKind(("fashion-mnist:FOLDER:train", "fashion-mnist:FOLDER:test"), open_fashion_mnist, is_path=True),
+}
 
 
 def open_source(spec: str, channels: int) -> ImageSource:
-    """Open what the user names: a folder, a pack, "sample:train|test" or "fashion-mnist:FOLDER:train|test".
+    """Open what the user names: a folder, a pack, or a spec of SOURCES.
 
     Images are converted to so many channels. Raises ValueError with one line if there is nothing to read.
     """
-    kind, _, rest = spec.partition(":")
-    if kind == "sample" and rest:
-        images, labels = load_sample(_check_part(spec, rest))
-        return ArraySource(spec, channels, images, labels, read_index()["classes"])
-    if kind == "fashion-mnist" and rest:
-        folder, _, part = rest.rpartition(":")
-        images, labels = read_fashion_mnist(Path(folder).expanduser(), _check_part(spec, part))
-        return ArraySource(spec, channels, images, labels, FASHION_MNIST_CLASSES)
-    return open_pack(spec, channels) if is_pack(Path(spec).expanduser()) else open_folder(spec, channels)
+    name, _, rest = spec.partition(":")
+    if name in SOURCES and rest:
+        return SOURCES[name].open(spec, rest, channels)
+    path = Path(spec).expanduser()
+    if not path.is_dir():
+        *others, last = (example for kind in SOURCES.values() for example in kind.examples)
+        kinds = f"a folder of images, a pack of them, {', '.join(others)} or {last}"
+        raise ValueError(f"{spec} is a file; DATA is {kinds}" if path.exists() else f"there is no {spec}; DATA is {kinds}")
+    return open_pack(spec, channels) if is_pack(path) else open_folder(spec, channels)
 
 
 def canonical_spec(spec: str) -> str:
     """The same name for the same data, however a user writes it: absolute, without links and final slashes, `~` expanded."""
-    kind, _, rest = spec.partition(":")
-    if kind == "sample" and rest:
+    name, _, rest = spec.partition(":")
+    if name not in SOURCES or not rest:
+        return os.path.realpath(os.path.expanduser(spec))
+    if not SOURCES[name].is_path:
         return spec
-    if kind == "fashion-mnist" and rest:
-        folder, _, part = rest.rpartition(":")
-        return f"{kind}:{os.path.realpath(os.path.expanduser(folder))}:{part}"
-    return os.path.realpath(os.path.expanduser(spec))
+    folder, colon, half = rest.rpartition(":") if ":" in rest else (rest, "", "")
+    return f"{name}:{os.path.realpath(os.path.expanduser(folder))}{colon}{half}"
 
 
 def name_held_out(spec: str) -> str | None:
@@ -57,12 +75,6 @@ def name_held_out(spec: str) -> str | None:
         return None
     test = spec.removesuffix("train") + "test"
     return test if spec == "sample:train" or spec.startswith("fashion-mnist:") or Path(test).is_dir() else None
-
-
-def _check_part(spec: str, part: str) -> str:
-    if part not in PARTS:
-        raise ValueError(f"{spec} does not end in :train or :test; DATA is {KINDS}")
-    return part
 
 
 def open_labelled(spec: str, channels: int) -> ImageSource:

@@ -1,15 +1,18 @@
-"""Grey images in memory: the embedded sample and Fashion-MNIST."""
+"""Grey images in memory: the embedded sample, and the files of Fashion-MNIST."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
 from openjepa.data.decode import MODES, Decoded, Picture, Pixels
 from openjepa.data.decode import DecodeError as DecodeError
+from openjepa.data.sample import load_sample, read_index
 from openjepa.data.sources.contract import Labels
+from openjepa.data.sources.idx import FASHION_MNIST_CLASSES, read_fashion_mnist
 
 
 @dataclass(frozen=True)
@@ -46,3 +49,22 @@ class ArraySource:
     def path(self, index: int) -> str:
         """The spec and the number: these images are no files."""
         return f"{self.spec}[{index}]"
+
+
+def open_sample(spec: str, half: str, channels: int) -> ArraySource:
+    """The embedded sample's half "train" or "test"."""
+    images, labels = load_sample(_check_half(spec, half))
+    return ArraySource(spec, channels, images, labels, read_index()["classes"])
+
+
+def open_fashion_mnist(spec: str, rest: str, channels: int) -> ArraySource:
+    """FOLDER:train or FOLDER:test of the original files. ValueError as read_fashion_mnist raises it."""
+    folder, _, half = rest.rpartition(":")
+    images, labels = read_fashion_mnist(Path(folder).expanduser(), _check_half(spec, half))
+    return ArraySource(spec, channels, images, labels, FASHION_MNIST_CLASSES)
+
+
+def _check_half(spec: str, half: str) -> str:
+    if half not in ("train", "test"):
+        raise ValueError(f"{spec} does not end in :train or :test")
+    return half

@@ -1,0 +1,102 @@
+"""A new mask, task and source are a file and a row each: toys are added to a copy of the package and used from there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import openjepa
+
+TOY_MASK = '''"""Every second patch is context, every other one target."""
+import torch
+from openjepa.masks.masks import Masks
+
+def sample_stripes(generator, grid, batch, settings):
+    patches = torch.arange(grid[0] * grid[1]).expand(batch, -1)
+    context, target = patches[:, ::2], patches[:, 1::2].unsqueeze(1)
+    return Masks(context, torch.full((batch,), context.shape[1]), target, torch.full((batch, 1), target.shape[2]))
+'''
+TOY_TASK = '''"""Always the commonest class."""
+import torch
+from openjepa.evals.labels import pair_up
+
+def score_commonest(train, test, seed=0):
+    pair = pair_up(train, test)
+    commonest = pair.train_labels.bincount().argmax()
+    return pair.score("commonest", torch.full_like(pair.test_labels, commonest), seed, {}, [])
+'''
+TOY_SOURCE = '''"""Images of one grey level each, dark ones and light ones."""
+import numpy as np
+from openjepa.data.sources.arrays import ArraySource
+
+def open_levels(spec, rest, channels):
+    levels = np.linspace(0, 255, int(rest)).astype(np.uint8)
+    images, labels = np.tile(levels[:, None, None], (1, 8, 8)), (levels > 85).astype(np.int64)
+    return ArraySource(spec, channels, images, labels, ["dark", "light"])
+'''
+ADDITIONS = (  # the file, its text; the table's file, a place in it, and what is added there
+    ("masks/stripes.py", TOY_MASK, "masks/samplers.py",
+     ('    "block": sample_block,\n', '    "block": sample_block,\n    "stripes": sample_stripes,\n'),
+     "from openjepa.masks.stripes import sample_stripes\n"),
+    ("evals/commonest.py", TOY_TASK, "evals/__init__.py",
+     ("TASKS: dict[str, Task] = {\n",
+      'TASKS: dict[str, Task] = {\n    "commonest": FeatureTask("commonest", "Commonest class", score_commonest),\n'),
+     "from openjepa.evals.commonest import score_commonest\n"),
+    ("data/sources/levels.py", TOY_SOURCE, "data/sources/__init__.py",
+     ("SOURCES = {\n", 'SOURCES = {\n    "levels": SourceKind(("levels:NUMBER",), open_levels),\n'),
+     "from openjepa.data.sources.levels import open_levels\n"),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("copy")
+    package = root / "openjepa"
+    shutil.copytree(Path(openjepa.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, text, table, (place, row), line in ADDITIONS:
+        (package / name).write_text(text)
+        written = (package / table).read_text()
+        assert written.count(place) == 1, table
+        start = written.index("from openjepa.")
+        (package / table).write_text(written[:start] + line + written[start:].replace(place, row))
+    return root
+
+
+def run(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "openjepa.cli", *arguments]
+    return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_mask_of_its_own_is_drawn(copy: Path) -> None:
+    (copy / "mine.yaml").write_text("extends: demo\nmask: {sampler: stripes}\n")
+    drawn = run(copy, "masks", "--recipe", "mine.yaml", "--out", "masks.png", "--batch-size", "8")
+    assert drawn.returncode == 0, drawn.stderr
+    assert "context 51.0 %, targets 49.0 %" in drawn.stdout  # 25 and 24 of 49 patches
+    assert (copy / "masks.png").stat().st_size > 1000
+
+
+def test_a_task_and_a_source_of_ones_own_are_measured_and_reported(copy: Path) -> None:
+    measured = run(copy, "evaluate", "pixels:8", "--task", "commonest", "--train", "levels:90", "--test", "levels:12", "--json")
+    assert measured.returncode == 0, measured.stderr
+    assert json.loads(measured.stdout)["accuracy"] == pytest.approx(8 / 12)
+    refused = run(copy, "evaluate", "pixels:8", "--task", "knn", "--train", "nowhere", "--test", "levels:12")
+    assert refused.returncode == 2 and "levels:NUMBER" in refused.stderr
+    columns = run(copy, "evaluate", "--help")
+    assert "commonest" in columns.stdout
+
+
+def test_the_report_names_its_column(copy: Path) -> None:
+    program = (
+        "from openjepa.report.tables import tabulate_probes; "
+        "print(tabulate_probes([{'encoder': 'context', 'task': 'commonest', 'accuracy': 0.5, 'main': 'accuracy'}])[0].columns)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(copy)}
+    done = subprocess.run([sys.executable, "-c", program], cwd=copy, env=environment, capture_output=True, text=True, check=True)
+    assert "Commonest class" in done.stdout
