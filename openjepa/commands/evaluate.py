@@ -48,13 +48,15 @@ def evaluate_many(
     *,
     seed: int = 0,
     device: str = "auto",
+    keep_features: bool = True,
     note: Callable[[str], None] = lambda _: None,
     warn: Callable[[str], None] = lambda words: print(f"openjepa: {words}", file=sys.stderr),
 ) -> list[dict[str, Any]]:
     """Every encoder by every task (name, layers), extracting features once per encoder.
 
-    Several layers are left out for raw pixels, which have none, unless nothing else is asked for. note receives progress
-    messages; warn a line where the run folder cannot take the record.
+    Several layers are left out for raw pixels, which have none, unless nothing else is asked for. keep_features: in
+    RUN/cache, for the next evaluation. note receives progress messages; warn a line where the run folder cannot take the
+    record.
     """
     for task, _ in tasks:
         if task not in TASKS:
@@ -63,7 +65,7 @@ def evaluate_many(
     records: list[dict[str, Any]] = []
     for choice in encoders:
         subject = open_encoder(spec, train, choice, place)
-        folder = None if subject.run is None or choice == "pixels" else subject.run.cache  # pixels are read as fast as a file
+        folder = subject.run.cache if subject.run and keep_features and choice != "pixels" else None  # pixels need no encoder
         store = FeatureStore(subject.encoder, subject.weights, folder=folder, device=place, label=subject.name)
         sources = [open_labelled(data, subject.encoder.channels) for data in (train, test)]
         for task, layers in tasks:

@@ -2,7 +2,8 @@
 
 A hash of all image names in order, and of the sizes of some files or the pixels of some images in memory. Names are
 relative to the source, so that a folder which has moved as a whole keeps its fingerprint. Left out: the content of files,
-which would take a pass over the data.
+which would take a pass over the data. `stamp` is stricter, for features that are kept: any file that is written again,
+moved or repaired gives another one.
 """
 
 from __future__ import annotations
@@ -24,6 +25,20 @@ def fingerprint(source: ImageSource) -> str:
         found.update(_name(source, index) + b"\0")
     for index in spread(len(source), SAMPLED).tolist():
         found.update(_content(source, index) + b"\0")
+    return found.hexdigest()[:DIGITS]
+
+
+def stamp(source: ImageSource) -> str:
+    """The fingerprint with the size and the time of last writing of every file, and labels, where the source has them."""
+    found = hashlib.sha256(fingerprint(source).encode())
+    for path in source.files if isinstance(source, FolderSource) else []:
+        try:
+            written = os.stat(path)
+            found.update(f"{written.st_size} {written.st_mtime_ns}\n".encode())
+        except OSError:
+            found.update(b"gone\n")
+    if source.labels is not None:
+        found.update(source.labels.tobytes() + "\0".join(source.classes).encode("utf-8", "backslashreplace"))
     return found.hexdigest()[:DIGITS]
 
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor, nn
 
-from openjepa.data.fingerprint import fingerprint
+from openjepa.data.fingerprint import stamp
 from openjepa.data.loader import evaluation_batches
 from openjepa.data.sources import ImageSource
 from openjepa.engine.precision import Precision, autocast
@@ -198,8 +198,7 @@ class FeatureStore:
         return self._find(source, "patches", self.encoder, patches=True)
 
     def _find(self, source: ImageSource, kind: str, encoder: ImageEncoder, patches: bool) -> Features:
-        labels = "" if source.labels is None else str(source.labels.tolist()) + str(source.classes)
-        key = [kind, self.weights, fingerprint(source), source.spec, list(self.encoder.size), self.encoder.channels, labels]
+        key = [kind, self.weights, stamp(source), source.spec, list(self.encoder.size), self.encoder.channels]
         name = f"{kind}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]}"
         if name not in self.known:
             path = None if self.folder is None or patches else self.folder / f"{name}.safetensors"

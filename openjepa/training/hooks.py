@@ -1,7 +1,7 @@
 """What a run does after each step: log, measure health, plan again, probe, save. One class each, with its own state.
 
-`everywhere` says on which processes a hook runs: on all of them, where it computes with weights that may be shared out
-or must agree on something, or on the first alone, where it writes or shows.
+`everywhere` says on which processes a hook is to run: on all of them, where it computes with weights that may be sharded
+or must agree on something, or on the first alone, where it writes or shows. There is one process so far.
 """
 
 from __future__ import annotations

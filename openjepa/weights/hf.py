@@ -223,7 +223,7 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError:
-        raise ValueError("--format hf needs transformers: pip install 'openjepa[hf]'") from None
+        raise ValueError("Hugging Face folders need transformers: pip install 'openjepa[hf]'") from None
     library: Any = transformers
     library.utils.logging.disable_progress_bar()
     return library

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from openjepa.commands import compare
 from openjepa.commands.ablate import Ablation, list_rows
 from openjepa.commands.compare import RunResult, apply_changes, tabulate
 from openjepa.data.scenes.make import make_scenes
@@ -75,7 +76,7 @@ def test_a_table_runs_every_row_and_seed_once(scenes: Path, tiny: Path, tmp_path
         assert "Traceback" not in other.stderr
 
 
-def test_runs_learn_from_images_without_labels(scenes: Path, tiny: Path, tmp_path: Path) -> None:
+def test_runs_learn_from_images_without_labels(scenes: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "photos").mkdir()
     for file in sorted((scenes / "train").rglob("*.png"))[:60]:
         shutil.copy(file, tmp_path / "photos" / f"{file.parent.name}-{file.name}")
@@ -93,6 +94,13 @@ def test_runs_learn_from_images_without_labels(scenes: Path, tiny: Path, tmp_pat
     assert (facts["recipe"]["method"]["name"], facts["recipe"]["method"]["targets"]) == ("ijepa", "features")
     record = json.loads((tmp_path / "out" / "multi-block-0" / "outcome.json").read_text())
     assert (record["labels"], record["test"]) == (str(scenes / "train"), str(scenes / "test"))
+    assert not (tmp_path / "out" / "multi-block-0" / "cache").exists(), "a comparison of many runs keeps no features"
+    monkeypatch.setattr(compare, "MOST_PIXELS", 100)
+    pixels, untrained = compare.measure_baselines(
+        [tmp_path / "out" / "multi-block-0"], str(scenes / "train"), str(scenes / "test")
+    )
+    assert pixels.knn is not None and pixels.linear is None, "a linear probe of large images takes longer than the runs"
+    assert None not in (untrained.knn, untrained.linear, untrained.linear_4)
 
 
 @pytest.mark.parametrize(

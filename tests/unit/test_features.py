@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from openjepa.data.decode import Decoded, DecodeError
-from openjepa.data.sources import open_source
+from openjepa.data.sources import open_source, spread
 from openjepa.evals import features as module
 from openjepa.evals.features import FeatureStore, ImageEncoder, RawPixels, extract_features, stream_features
 from openjepa.nn.encoder import Encoder, VisionTransformer
@@ -98,6 +98,19 @@ def test_features_are_computed_once_and_kept_on_disk(tmp_path):
         file.write_bytes(file.read_bytes()[:40])
     assert np.array_equal(FeatureStore(encoder, "one", folder=tmp_path / "cache").extract(source).rows, first.rows)
     assert encoder.seen == 27
+
+
+def test_a_file_that_is_written_again_is_read_again(tmp_path):
+    """Also one of which a run's fingerprint knows no more than the name: 300 files, 256 of them sampled."""
+    draw = np.random.default_rng(0)
+    for number in range(300):
+        np.save(tmp_path / f"{number:03}.npy", draw.integers(0, 256, (8, 8, 1), dtype=np.uint8))
+    unsampled = sorted(set(range(300)) - set(spread(300, 256).tolist()))[0]
+    first = FeatureStore(Counted(), "one", folder=tmp_path / "cache").extract(open_source(str(tmp_path), 1))
+    np.save(tmp_path / f"{unsampled:03}.npy", np.zeros((8, 8, 1), np.uint8))  # as many bytes
+    again = FeatureStore(Counted(), "one", folder=tmp_path / "cache").extract(open_source(str(tmp_path), 1))
+    changed = (first.rows != again.rows).any(1)
+    assert np.flatnonzero(changed).tolist() == [unsampled]
 
 
 def test_patches_that_do_not_fit_into_memory_are_refused(monkeypatch):
