@@ -25,14 +25,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
 from openjepa.commands.pretrain import pretrain
+from openjepa.data.batch import MAIN
 from openjepa.data.loader import stream_items
 from openjepa.data.sources import ArraySource, open_source
-from openjepa.engine.optim import momentum_where
 from openjepa.engine.precision import choose_precision, measure_peak, measure_rate, pick_device
 from openjepa.engine.prefetch import wait_for
 from openjepa.evals.probe import Probe
 from openjepa.nn.encoder import Encoder, normalise
-from openjepa.recipe.files import build_recipe, load_recipe
+from openjepa.recipe.edit import with_changes
+from openjepa.recipe.files import load_recipe
 from openjepa.recipe.sections import Recipe
 from openjepa.runs.environment import describe_machine, describe_versions
 from openjepa.training import trainer as train
@@ -55,20 +56,18 @@ class Found(NamedTuple):
     passed: bool | None
 
 
-def make_recipe(**changes: dict[str, Any]) -> Recipe:
-    """The demo recipe, on a GPU with ViT-S, with these changes by section."""
-    values = load_recipe("demo").model_dump()
-    values["train"] |= {"max_minutes": None, "max_steps": 200, "device": str(DEVICE), "precision": "bf16"}
-    values["data"] |= {"workers": 0, "batch_size": 128 if ON_GPU else 8}
+def make_recipe(changes: dict[str, Any] | None = None) -> Recipe:
+    """The demo recipe, on a GPU with ViT-S, with these changes by dotted key."""
+    values: dict[str, Any] = {
+        "train.length": "200steps", "train.device": str(DEVICE), "train.precision": "bf16",
+        "data.workers": 0, "data.batch_size": 128 if ON_GPU else 8,
+    }  # fmt: skip
     if ON_GPU:
-        values["model"] |= {
-            "encoder": "small", "width": None, "depth": None, "heads": None,
-            "predictor_width": 192, "predictor_depth": 4, "predictor_heads": 6,
+        values |= {
+            "model.encoder": "small", "model.width": None, "model.depth": None, "model.heads": None, "optim.lr": 5e-4,
+            "method.predictor.width": 192, "method.predictor.depth": 4, "method.predictor.heads": 6,
         }  # fmt: skip
-        values["optim"] |= {"lr": 5e-4}
-    for section, change in changes.items():
-        values[section] |= change
-    return build_recipe(values)
+    return with_changes(load_recipe("demo"), values | (changes or {}))
 
 
 def train_some(recipe: Recipe, steps: int) -> tuple[Trainer, list[StepRecord]]:
@@ -111,7 +110,7 @@ def no_waiting() -> Found:
         return Found("a CPU has done all at once", None)
     waits = {}
     for name in ("fp32", "bf16", "fp16"):
-        recipe = make_recipe(train={"precision": name})
+        recipe = make_recipe({"train.precision": name})
         trainer, _ = train_some(recipe, 2)  # libraries start
         (batch,) = make_batches(recipe, SOURCE, 2, 3)
         torch.cuda.set_sync_debug_mode("error")
@@ -126,8 +125,8 @@ def no_waiting() -> Found:
 
 
 def free_memory() -> Found:
-    """Does --batch auto count what PyTorch keeps of earlier tensors as free? | free before and after emptying the cache: 5 %"""
-    fit_memory(make_recipe(data={"image_size": 56}))
+    """Does batch_size auto count as free what PyTorch keeps of old tensors? | free before and after emptying the cache: 5 %"""
+    fit_memory(make_recipe({"data.image_size": 56}))
     before = free_bytes(DEVICE)
     torch.cuda.empty_cache()  # does nothing without a GPU
     after = free_bytes(DEVICE)
@@ -145,7 +144,7 @@ def peak() -> Found:
 
 def fp16_overflows() -> Found:
     """Are the scaler's overflows counted apart from broken steps? | no broken step, finite gradient norms"""
-    trainer, records = train_some(make_recipe(train={"precision": "fp16"}), 150 if ON_GPU else 3)
+    trainer, records = train_some(make_recipe({"train.precision": "fp16"}), 150 if ON_GPU else 3)
     trainer.find_skipped()
     norms = [float(record.grad_norm) for record in records]
     numbers = {"broken": trainer.num_skipped, "overflows": trainer.num_overflows, "largest_grad_norm": max(norms)}
@@ -165,7 +164,7 @@ def equal_runs() -> Found:
 
 def placed_ahead() -> Found:
     """Are batches that are copied while the GPU computes the right ones? | losses as with every copy waited for, to 0.1 %"""
-    recipe, steps = make_recipe(train={"precision": "fp32"}, mask=PADDED), 60 if ON_GPU else 3
+    recipe, steps = make_recipe({"train.precision": "fp32", "views.main.mask": PADDED}), 60 if ON_GPU else 3
     ahead = list_losses(train_some(recipe, steps)[1])
     place_ahead = train.place_ahead
 
@@ -198,7 +197,7 @@ def attention_kernels() -> Found:
         for kernel, backends in kernels.items():
             try:
                 with sdpa_kernel(backends):
-                    train_some(make_recipe(mask=mask, data={"batch_size": 32}), 2)
+                    train_some(make_recipe({"views.main.mask": mask, "data.batch_size": 32}), 2)
                 works[f"{name}, {kernel}"] = True
             except RuntimeError:
                 works[f"{name}, {kernel}"] = False
@@ -207,12 +206,12 @@ def attention_kernels() -> Found:
 
 def pca_targets() -> Found:
     """Are whitened targets white, whatever the precision of the model? | float32, standard deviations within 10 % of 1"""
-    recipe = make_recipe(method={"targets": "pca", "target_norm": "none"})
+    recipe = make_recipe({"method.name": "mae", "method.targets": "pca"})
     trainer = make_trainer(recipe, MEAN, STD, 200, choose_precision(DEVICE, "bf16"))
-    part = trainer.place(next(iter(make_batches(recipe, SOURCE, 0, 1))))
+    group = trainer.place(next(iter(make_batches(recipe, SOURCE, 0, 1)))).views[MAIN]
     with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
-        targets = trainer.method.encode_targets(normalise(part.images, trainer.mean, trainer.std), part.masks)
-    spread = part.masks.pick_targets(targets).float().std(0)
+        targets = trainer.method.make_targets(normalise(group.flat, trainer.mean, trainer.std), group.masks)
+    spread = group.masks.pick_targets(targets).float().std(0)
     numbers = {"dtype": str(targets.dtype), "smallest": float(spread.min()), "largest": float(spread.max())}
     return Found(numbers, targets.dtype == torch.float32 and bool(((spread - 1).abs() < 0.1).all()) if ON_GPU else None)
 
@@ -223,10 +222,10 @@ def momentum_update() -> Found:
     method = trainer.method
     old, new = (next(method.encoders()[name].blocks.parameters()).detach() for name in ("target", "context"))
     expected = 0.99 * old.double() + (1 - 0.99) * new.double()
-    momentum = momentum_where(torch.tensor(True, device=DEVICE), 0.99)
+    finite = torch.tensor(True, device=DEVICE)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if ON_GPU else [])]
     with profile(activities=activities) as profiler:
-        method.update_target(momentum)
+        method.after_step({"momentum": 0.99}, finite)
         wait_for(DEVICE)
     launches = sum(event.count for event in profiler.key_averages() if event.key.startswith(("cudaLaunch", "cuLaunch")))
     error = float((old.double() - expected).abs().max())
@@ -267,8 +266,10 @@ def compiled_run() -> Found:
         return Found("compiling for a CPU takes minutes", None)
     share, minutes = 0.1, 1.5
     recipe = make_recipe(
-        train={"compile": True, "max_minutes": minutes, "max_steps": None, "epochs": 10_000.0},
-        optim={"warmup_epochs": 10_000.0 * share}, mask=PADDED, data={"batch_size": 256},
+        {
+            "train.compile": True, "train.length": f"{minutes}minutes", "optim.warmup_frac": share,
+            "views.main.mask": PADDED, "data.batch_size": 256,
+        }
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         pretrain("sample:train", recipe, Path(folder) / "run", console=Console(quiet=True))

@@ -3,7 +3,7 @@
     python benchmarks/growth.py [--rounds 7]
 
 Measured, as the least CPU time of some rounds on one thread, so that other programs matter little: steps of small models in
-bf16, each against its count of FLOPs (openjepa/methods/cost.py), with t = fixed + FLOPs / rate fitted to all of them; then one
+bf16, each against its count of FLOPs (openjepa/training/cost.py), with t = fixed + FLOPs / rate fitted to all of them; then one
 layer, forward and backward, at a constant number of tokens in ever longer sequences: time per token is maps + attention * length,
 and attention takes over where they are equal; by the count, 24 n D^2 = 4 n^2 D, at 6 D tokens.
 
@@ -25,15 +25,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from openjepa.data.loader import Batch
+from openjepa.data.batch import one_view
 from openjepa.engine.precision import choose_precision
 from openjepa.masks import sample_masks
-from openjepa.methods.cost import count_flops
 from openjepa.methods.make import make_method
+from openjepa.methods.masked import MaskedMethod
 from openjepa.nn.encoder import make_layers, run_layers
-from openjepa.recipe.files import build_recipe, load_recipe
+from openjepa.recipe.check import build_recipe
+from openjepa.recipe.files import load_recipe
 from openjepa.runs.environment import describe_machine
 from openjepa.training.build import make_trainer
+from openjepa.training.cost import count_parts
 
 BASE = {"width": 192, "depth": 4, "image_size": 224, "batch_size": 4}
 GROWN = {"image_size": (112, 160, 224, 320), "batch_size": (2, 4, 8, 16), "width": (96, 192, 384), "depth": (2, 4, 8)}
@@ -69,15 +71,15 @@ def time_steps(rounds: int, **changes: int) -> dict[str, Any]:
     recipe = build_recipe(
         {
             "data": {"image_size": shape["image_size"], "batch_size": shape["batch_size"]},
-            "model": {"width": shape["width"], "depth": shape["depth"], "heads": shape["width"] // 32}
-            | {"predictor_width": shape["width"] // 2, "predictor_depth": 2, "predictor_heads": 3},
+            "model": {"width": shape["width"], "depth": shape["depth"], "heads": shape["width"] // 32},
+            "method": {"predictor": {"width": shape["width"] // 2, "depth": 2, "heads": 3}},
             "train": {"device": "cpu"},
         }
     )
     trainer = make_trainer(recipe, [0.5] * 3, [0.25] * 3, 1000, choose_precision(torch.device("cpu"), "bf16"))
     size = (shape["batch_size"], 3, *recipe.data.size)
     masks = sample_masks(recipe.mask, recipe.grid, shape["batch_size"], seed=0, step=0)
-    batch = Batch(0, torch.zeros(size, dtype=torch.uint8), masks, torch.arange(size[0]))
+    batch = one_view(torch.zeros(size, dtype=torch.uint8), masks)
     times = []
     for _ in range(1 + rounds):
         started = time.process_time()
@@ -87,7 +89,7 @@ def time_steps(rounds: int, **changes: int) -> dict[str, Any]:
     return shape | {
         "tokens": tokens,
         "step_ms": round(1000 * min(times[1:]), 2),
-        "step_gflop": round(sum(count_flops(trainer.method, masks).values()) / 1e9, 3),
+        "step_gflop": round(sum(count_parts(trainer.method, masks).values()) / 1e9, 3),
     }
 
 
@@ -119,8 +121,9 @@ def count_work(name: str) -> Work:
     recipe = load_recipe(name)
     with torch.device("meta"):
         method = make_method(recipe)
+    assert isinstance(method, MaskedMethod) and recipe.mask is not None
     masks = sample_masks(recipe.mask, recipe.grid, SAMPLED_IMAGES, seed=0, step=0)
-    flops = {part: count * GLOBAL_BATCH / SAMPLED_IMAGES for part, count in count_flops(method, masks).items()}
+    flops = {part: count * GLOBAL_BATCH / SAMPLED_IMAGES for part, count in count_parts(method, masks).items()}
     backward = 2 / 3 * (flops["context"] + flops["predictor"])
     trained = sum(weight.numel() for weight in method.parameters() if weight.requires_grad)
     encoder = sum(weight.numel() for weight in method.context_encoder.parameters())

@@ -44,9 +44,11 @@ from openjepa.evals.features import extract_features
 from openjepa.evals.knn import score_knn
 from openjepa.evals.linear import score_linear
 from openjepa.masks import Masks
-from openjepa.methods import IJEPA, METHODS
+from openjepa.methods import ijepa
+from openjepa.methods.ijepa import IJEPA
 from openjepa.nn.encoder import Encoder, gather_tokens
-from openjepa.recipe.files import build_recipe
+from openjepa.recipe.check import build_recipe
+from openjepa.recipe.edit import nest, with_changes
 from openjepa.recipe.sections import Recipe
 from openjepa.runs.folder import RunFolder, write_json
 from openjepa.weights.load import load_encoder, load_random_encoder
@@ -57,33 +59,50 @@ PROBES = {"knn": score_knn, "linear": score_linear}
 CLIPART = Path(__file__).resolve().parents[2] / "shared" / "data" / "clipart"
 SCENES = {"train": 3000, "test": 1000, "size": 64, "seed": 0}
 
-BASE: dict[str, dict[str, Any]] = {  # the demo recipe, smaller and shorter, so with a momentum that lets the target follow
-    "data": {"image_size": 28, "channels": 1, "batch_size": 64, "workers": 0, "augmentation": "none",
-             "normalization": "measured"},
-    "model": {"encoder": "tiny", "width": 64, "depth": 2, "heads": 2, "patch_size": 4,
-              "predictor_width": 32, "predictor_depth": 1, "predictor_heads": 2},
-    "mask": {"sampler": "union", "num_contexts": 4, "context_scale": (0.15, 0.20), "context_aspect": (0.75, 1.5),
-             "num_targets": 2, "target_scale": (0.10, 0.15)},
-    "method": {"target_input": "image", "target_norm": "layer", "predict": "joint", "loss": "mse",
-               "regularizer": "vicreg", "regularizer_weight": 0.3},
-    "optim": {"lr": 2e-3, "warmup_epochs": 15, "clip_grad_norm": 1.0},
-    "momentum": {"schedule": "linear", "start": 0.99, "end": 1.0},
-    "train": {"epochs": 300, "max_steps": 500, "log_every_steps": 1, "precision": "fp32", "device": "cpu"},
+
+def masked(**changes: Any) -> dict[str, Any]:
+    """Keys of the masks."""
+    return {f"views.main.mask.{key}": value for key, value in changes.items()}
+
+
+def follow(start: float, end: float = 1.0) -> dict[str, Any]:
+    """Momentum from start to end."""
+    return {"method.momentum.start": start, "method.momentum.end": end}
+
+
+UNION = masked(sampler="union", num_contexts=4, context_scale=(0.15, 0.20), context_aspect=(0.75, 1.5), num_targets=2,
+               target_scale=(0.10, 0.15))  # fmt: skip
+MULTIBLOCK = masked(sampler="multiblock", num_contexts=1, context_scale=(0.85, 1.0), context_aspect=(1.0, 1.0), num_targets=4,
+                    target_scale=(0.15, 0.2))  # fmt: skip
+COMMON: dict[str, Any] = {
+    "data.batch_size": 64, "data.workers": 0, "data.normalization": "measured",
+    "model.encoder": "tiny", "model.width": 64, "model.depth": 2, "model.heads": 2,
+    "method.predictor.width": 32, "method.predictor.depth": 1, "method.predictor.heads": 2,
+    "method.target_input": "image", "method.target_norm": "layer", "method.predict": "joint", "method.loss": "mse",
+    "method.regularizer.name": "vicreg", "method.regularizer.weight": 0.3, "method.momentum.schedule": "linear",
+    "optim.clip_grad_norm": 1.0, "train.log_every_steps": 1, "train.precision": "fp32", "train.device": "cpu",
+} | follow(0.99)  # fmt: skip
+BASE = COMMON | UNION | {  # the demo recipe, smaller and shorter, so with a momentum that lets the target follow
+    "data.image_size": 28, "data.channels": 1, "model.patch_size": 4, "views.main.crop_scale": None, "views.main.flip": 0.0,
+    "method.regularizer.acts_on": "pooled", "optim.lr": 2e-3, "optim.warmup_frac": 0.05, "train.length": "500steps",
 }  # fmt: skip
-NO_TERM = {"method.regularizer": "none", "method.regularizer_weight": 0.0}
-MULTIBLOCK = {"mask.sampler": "multiblock", "mask.num_contexts": 1, "mask.context_scale": (0.85, 1.0),
-              "mask.context_aspect": (1.0, 1.0), "mask.num_targets": 4, "mask.target_scale": (0.15, 0.2)}  # fmt: skip
+COLOUR = COMMON | masked(sampler="random", context_scale=(0.25, 0.25), target_scale=(0.75, 0.75)) | {
+    # the recipe small_10k predicting features, smaller and shorter
+    "data.image_size": 64, "data.channels": 3, "model.patch_size": 16, "views.main.crop_scale": (0.3, 1.0),
+    "views.main.flip": 0.5, "method.regularizer.acts_on": "tokens", "optim.lr": 2.5e-3, "optim.warmup_frac": 0.1,
+    "train.length": "400steps",
+}  # fmt: skip
+NO_TERM = {"method.regularizer": None}
 PAPER = MULTIBLOCK | NO_TERM | {"method.predict": "per_block", "method.loss": "smooth_l1"}
-MAE_CHANGES = NO_TERM | {
-    "method.name": "mae", "method.target_norm": "none", "mask.sampler": "random", "mask.context_scale": (0.25, 0.25),
-    "momentum.start": 0.996,
+MAE_CHANGES = NO_TERM | masked(sampler="random", context_scale=(0.25, 0.25)) | {
+    "method.name": "mae", "method.targets": "pixels",
 }  # fmt: skip
 
 
 class NoStopGradient(IJEPA):
     """Targets are the context encoder's own, and gradients flow through them: the trivial solution is one step away."""
 
-    def encode_targets(
+    def make_targets(
         self, images: Float[Tensor, "batch channels height width"], masks: Masks
     ) -> Float[Tensor, "batch blocks target dim"]:
         tokens = self.context_encoder(images).float()
@@ -94,33 +113,21 @@ class NoStopGradient(IJEPA):
 class PositionTargets(IJEPA):
     """Targets are those of the mean image: they say where a patch is and nothing of what is there."""
 
-    def encode_targets(
+    def make_targets(
         self, images: Float[Tensor, "batch channels height width"], masks: Masks
     ) -> Float[Tensor, "batch blocks target dim"]:
-        return super().encode_targets(torch.zeros_like(images), masks)
+        return super().make_targets(torch.zeros_like(images), masks)
 
 
 class OtherTargets(IJEPA):
     """Targets are those of another image of the batch: nothing about them can be predicted but the average."""
 
-    def encode_targets(
+    def make_targets(
         self, images: Float[Tensor, "batch channels height width"], masks: Masks
     ) -> Float[Tensor, "batch blocks target dim"]:
-        return super().encode_targets(images.roll(1, 0), masks)
+        return super().make_targets(images.roll(1, 0), masks)
 
 
-COLOUR: dict[str, dict[str, Any]] = {  # the recipe small_10k predicting features, smaller and shorter
-    "data": {"image_size": 64, "channels": 3, "batch_size": 64, "workers": 0, "augmentation": "minimal",
-             "crop_scale": (0.3, 1.0), "normalization": "measured"},
-    "model": {"encoder": "tiny", "width": 64, "depth": 2, "heads": 2, "patch_size": 16,
-              "predictor_width": 32, "predictor_depth": 1, "predictor_heads": 2},
-    "mask": {"sampler": "random", "context_scale": (0.25, 0.25), "target_scale": (0.75, 0.75)},
-    "method": {"target_input": "image", "target_norm": "layer", "predict": "joint", "loss": "mse",
-               "regularizer": "vicreg", "regularizer_weight": 0.3, "regularizer_on": "tokens"},
-    "optim": {"lr": 2.5e-3, "warmup_epochs": 30, "clip_grad_norm": 1.0},
-    "momentum": {"schedule": "linear", "start": 0.99, "end": 1.0},
-    "train": {"epochs": 300, "max_steps": 400, "log_every_steps": 1, "precision": "fp32", "device": "cpu"},
-}  # fmt: skip
 Alteration = Callable[[ImageSource, int], Pixels]
 
 
@@ -183,7 +190,7 @@ def repeat(count: int) -> Alteration:
 
 @dataclass(frozen=True)
 class Case:
-    """A run of the bed: differences from its kind's recipe as section.key, and sabotage."""
+    """A run of the bed: differences from its kind's recipe by dotted key, and sabotage."""
 
     name: str
     changes: dict[str, Any] = field(default_factory=dict)
@@ -197,52 +204,46 @@ class Case:
         return zlib.crc32(self.name.encode()) % HELD_OUT == 0
 
     def make_recipe(self) -> Recipe:
-        values: dict[str, Any] = {section: dict(keys) for section, keys in (BASE if self.kind == "grey" else COLOUR).items()}
-        for key, value in self.changes.items():
-            section, _, name = key.partition(".")
-            values[section][name] = value
-        values["train"]["seed"] = self.seed
-        return build_recipe(values, where=self.name)
+        base = build_recipe(nest(BASE if self.kind == "grey" else COLOUR))
+        return with_changes(base, self.changes | {"train.seed": self.seed}, self.name)
 
 
-DEEPER = {"model.width": 96, "model.depth": 3, "model.heads": 3, "model.predictor_width": 48, "model.predictor_heads": 3}
+SIGREG = {"method.regularizer.name": "sigreg", "method.regularizer.weight": 0.1}
+DEEPER = {"model.width": 96, "model.depth": 3, "model.heads": 3, "method.predictor.width": 48,
+          "method.predictor.heads": 3}  # fmt: skip
 
 GREY = [
     Case("base"),
     Case("base, seed 1", seed=1),
     Case("base, seed 2", seed=2),
-    Case("crops and flips", {"data.augmentation": "minimal", "data.crop_scale": (0.6, 1.0)}),
+    Case("crops and flips", {"views.main.crop_scale": (0.6, 1.0), "views.main.flip": 0.5}),
     Case("MAE", MAE_CHANGES),
     Case("MAE, seed 1", MAE_CHANGES, seed=1),
     Case("multiblock masks", MULTIBLOCK),
     Case("multiblock masks, per block", MULTIBLOCK | {"method.predict": "per_block"}, seed=1),
-    Case("random masks", {"mask.sampler": "random", "mask.context_scale": (0.25, 0.25)}),
-    Case("block masks", {"mask.sampler": "block"}),
-    Case("VICReg x 0.1", {"method.regularizer_weight": 0.1}),
-    Case("VICReg x 1", {"method.regularizer_weight": 1.0}),
-    Case("SIGReg", {"method.regularizer": "sigreg", "method.regularizer_weight": 0.1}),
+    Case("random masks", masked(sampler="random", context_scale=(0.25, 0.25))),
+    Case("block masks", masked(sampler="block")),
+    Case("VICReg x 0.1", {"method.regularizer.weight": 0.1}),
+    Case("VICReg x 1", {"method.regularizer.weight": 1.0}),
+    Case("SIGReg", SIGREG),
     Case("rate x 2", {"optim.lr": 4e-3}),
     Case("rate x 0.5", {"optim.lr": 1e-3}),
     Case("rate x 0.1", {"optim.lr": 2e-4}, seed=1),
     Case("raw targets", {"method.target_norm": "none"}),
-    Case("standardised targets", {"method.target_norm": "batch"}),
     Case("smooth L1", {"method.loss": "smooth_l1"}),
     Case("target sees patches alone", {"method.target_input": "patches", "method.target_norm": "none"}),
-    Case("momentum 0.996", {"momentum.start": 0.996}),
-    Case("momentum 0.9, VICReg", {"momentum.start": 0.9, "momentum.end": 0.9}),
+    Case("momentum 0.996", follow(0.996)),
+    Case("momentum 0.9, VICReg", follow(0.9, 0.9)),
     Case("batch 32", {"data.batch_size": 32, "optim.lr": 1e-3}),
-    Case("momentum 1: the target never moves", {"momentum.start": 1.0} | NO_TERM),
+    Case("momentum 1: the target never moves", follow(1.0) | NO_TERM),
     Case("paper recipe", PAPER),
-    Case("paper recipe, momentum 0.998", PAPER | {"momentum.start": 0.998}, seed=1),
+    Case("paper recipe, momentum 0.998", PAPER | follow(0.998), seed=1),
     Case("paper recipe, rate x 0.25", PAPER | {"optim.lr": 5e-4}),
     Case("seed masks, no term", NO_TERM),
-    Case("seed masks, no term, momentum 0.998", NO_TERM | {"momentum.start": 0.998}, seed=1),
-    Case("seed masks, no term, standardised targets", NO_TERM | {"method.target_norm": "batch"}),
-    Case("momentum 0.9, no term", NO_TERM | {"momentum.start": 0.9, "momentum.end": 0.9}),
-    Case(
-        "momentum 0.9, no term, raw targets", NO_TERM | {"momentum.start": 0.9, "momentum.end": 0.9, "method.target_norm": "none"}
-    ),
-    Case("momentum 0, no term", NO_TERM | {"momentum.start": 0.0, "momentum.end": 0.0}),
+    Case("seed masks, no term, momentum 0.998", NO_TERM | follow(0.998), seed=1),
+    Case("momentum 0.9, no term", NO_TERM | follow(0.9, 0.9)),
+    Case("momentum 0.9, no term, raw targets", NO_TERM | follow(0.9, 0.9) | {"method.target_norm": "none"}),
+    Case("momentum 0, no term", NO_TERM | follow(0.0, 0.0)),
     Case("no stop-gradient", NO_TERM, method=NoStopGradient),
     Case("no stop-gradient, seed 1, rate x 2", NO_TERM | {"optim.lr": 4e-3}, seed=1, method=NoStopGradient),
     Case("rate x 30", {"optim.lr": 6e-2}),
@@ -254,7 +255,7 @@ GREY = [
     Case("weight decay x 1000", {"optim.weight_decay": (50.0, 50.0), "optim.predictor_weight_decay": (40.0, 40.0)}),
     Case("rate 0", {"optim.lr": 0.0}),
     Case("rate x 0.00005", {"optim.lr": 1e-7}, seed=1),
-    Case("VICReg x 1000", {"method.regularizer_weight": 300.0}),
+    Case("VICReg x 1000", {"method.regularizer.weight": 300.0}),
     Case("constant images", alter=fill(128)),
     Case("black images, no term", NO_TERM, alter=fill(0)),
     Case("one repeated image", alter=repeat(1)),
@@ -269,17 +270,14 @@ GREY = [
     Case("deeper encoder, paper recipe", DEEPER | PAPER, seed=7),
     Case("deeper encoder, MAE", DEEPER | MAE_CHANGES, seed=7),
     Case("patches of 7 px", {"model.patch_size": 7}, seed=7),
-    Case("block masks, no term", NO_TERM | {"mask.sampler": "block"}, seed=7),
+    Case("block masks, no term", NO_TERM | masked(sampler="block"), seed=7),
     Case("rate x 10", {"optim.lr": 2e-2}, seed=7),
 ]
 
-PIXELS = {"method.name": "mae", "momentum.start": 0.996}
-COLOUR_MAE = PIXELS | NO_TERM | {"method.regularizer_on": "pooled", "optim.lr": 1e-3}
-PLAIN = NO_TERM | {"method.regularizer_on": "pooled"}
+PIXELS = {"method.name": "mae", "method.targets": "normalised_pixels"}
+COLOUR_MAE = PIXELS | NO_TERM | {"optim.lr": 1e-3}
 PER_BLOCK = MULTIBLOCK | {"method.predict": "per_block"}
-COLOUR_PAPER = PER_BLOCK | PLAIN | {"method.loss": "smooth_l1"}
-UNION = {"mask.sampler": "union", "mask.num_contexts": 4, "mask.context_scale": (0.15, 0.20), "mask.context_aspect": (0.75, 1.5),
-         "mask.num_targets": 2, "mask.target_scale": (0.10, 0.15)}  # fmt: skip
+COLOUR_PAPER = PER_BLOCK | NO_TERM | {"method.loss": "smooth_l1"}
 LARGE = {"data.image_size": 224, "model.patch_size": 32, "data.batch_size": 32}
 STILL = {"optim.lr": 1e-12}
 EXPLODING = {"optim.lr": 2.5, "optim.clip_grad_norm": None}
@@ -294,23 +292,22 @@ CLIPART_CASES: list[tuple[str, dict[str, Any], int]] = [
     ("MAE, seed 1", COLOUR_MAE, 1),
     ("multiblock per block", PER_BLOCK, 1),
     ("union", UNION, 0),
-    ("SIGReg", {"method.regularizer": "sigreg", "method.regularizer_weight": 0.1}, 0),
+    ("SIGReg", SIGREG, 0),
     ("rate x 0.3", {"optim.lr": 7.5e-4}, 0),
     ("rate x 0.1", {"optim.lr": 2.5e-4}, 1),
-    ("whole images", {"data.augmentation": "none"}, 0),
+    ("whole images", {"views.main.crop_scale": None, "views.main.flip": 0.0}, 0),
     ("rate 1e-12", STILL, 0),
     ("rate 1e-12, pixels", PIXELS | STILL, 1),
     ("rate 1e-12, MAE", COLOUR_MAE | STILL, 2),
     ("paper", COLOUR_PAPER, 0),
-    ("no term", PLAIN, 0),
-    ("no term, momentum 0", PLAIN | {"momentum.start": 0.0, "momentum.end": 0.0}, 1),
-    ("union, no term, raw targets, momentum 0.9",
-     UNION | PLAIN | {"method.target_norm": "none", "momentum.start": 0.9, "momentum.end": 0.9}, 0),
+    ("no term", NO_TERM, 0),
+    ("no term, momentum 0", NO_TERM | follow(0.0, 0.0), 1),
+    ("union, no term, raw targets, momentum 0.9", UNION | NO_TERM | follow(0.9, 0.9) | {"method.target_norm": "none"}, 0),
     ("rate x 10", {"optim.lr": 2.5e-2}, 0),
     ("rate x 30", {"optim.lr": 7.5e-2}, 1),
     ("rate x 1000, raw targets, no clipping", EXPLODING | {"method.target_norm": "none"}, 0),
     ("rate x 1000, MAE, no clipping", COLOUR_MAE | EXPLODING, 1),
-    ("VICReg x 1000", {"method.regularizer_weight": 300.0}, 0),
+    ("VICReg x 1000", {"method.regularizer.weight": 300.0}, 0),
 ]  # fmt: skip
 LARGE_CASES = ("features", "pixels", "MAE", "multiblock per block", "rate 1e-12", "paper", "rate x 30",
                "rate x 1000, MAE, no clipping", "rate x 0.1")  # fmt: skip
@@ -325,7 +322,7 @@ SCENES_CASES = (
 )
 COLOURED = [
     *(Case(name, changes, seed, kind="clip art") for name, changes, seed in CLIPART_CASES),
-    Case("no stop-gradient", PLAIN, method=NoStopGradient, kind="clip art"),
+    Case("no stop-gradient", NO_TERM, method=NoStopGradient, kind="clip art"),
     Case("noise", alter=draw_noise, kind="clip art"),
     Case("one repeated image", alter=repeat(1), kind="clip art"),
     *(
@@ -334,9 +331,9 @@ COLOURED = [
         if name in LARGE_CASES
     ),
     Case("rate 1e-12, paper, 224 px", LARGE | COLOUR_PAPER | STILL, 3, kind="clip art"),
-    Case("no stop-gradient, 224 px", LARGE | PLAIN, method=NoStopGradient, kind="clip art"),
+    Case("no stop-gradient, 224 px", LARGE | NO_TERM, method=NoStopGradient, kind="clip art"),
     *(Case(f"{name}, scenes", changes, seed, kind="scenes") for name, changes, seed in CLIPART_CASES if name in SCENES_CASES),
-    Case("no stop-gradient, scenes", PLAIN, method=NoStopGradient, kind="scenes"),
+    Case("no stop-gradient, scenes", NO_TERM, method=NoStopGradient, kind="scenes"),
 ]
 CASES = GREY + COLOURED
 
@@ -387,7 +384,7 @@ def run_case(case: Case, out: Path, specs: tuple[str, str, str]) -> str:
     stopped = None
     with ExitStack() as stack:
         if case.method is not None:
-            stack.enter_context(patch.dict(METHODS, {"ijepa": case.method}))
+            stack.enter_context(patch.object(ijepa, "IJEPA", case.method))
         if (alter := case.alter) is not None:
             stack.enter_context(patch.object(run, "open_source", lambda *given: AlteredSource(open_source(*given), alter)))
         try:

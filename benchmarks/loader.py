@@ -41,13 +41,14 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from openjepa.data import views
+from openjepa.data.batch import MAIN
 from openjepa.data.decode import Decoded, Picture
-from openjepa.data.loader import training_batches
+from openjepa.data.loader import GroupSettings, StreamSettings, training_batches
 from openjepa.data.pack import write_pack
 from openjepa.data.sample import SIDE_PX, load_sample
 from openjepa.data.sources import open_source
-from openjepa.data.views import evaluation_view, training_view
-from openjepa.recipe.sections import Data, Mask
+from openjepa.data.views import ViewPlan, evaluation_view, training_views
+from openjepa.recipe.views import Mask, ViewGroup
 
 VIEW_PX = 224
 SETS = {  # width, height, grain in grey levels, number of files
@@ -94,14 +95,14 @@ def write_set(folder: Path, width: int, height: int, grain: float, num_files: in
 
 def our_batches(data: str, batch: int, workers: int = 0) -> Iterator[object]:
     """Batches of the loader: random crops and flips, uint8."""
-    settings = Data(image_size=VIEW_PX, batch_size=batch, workers=workers, augmentation="minimal")
-    grid = (VIEW_PX // 16, VIEW_PX // 16)
-    return training_batches(open_source(data, 3), settings, Mask(), grid, seed=0, start_step=0, total_steps=10**6)
+    group = GroupSettings(MAIN, ViewGroup(mask=Mask()), (VIEW_PX, VIEW_PX), (VIEW_PX // 16, VIEW_PX // 16))
+    settings = StreamSettings((group,), batch, workers, seed=0)
+    return training_batches(open_source(data, 3), settings, start_step=0, total_steps=10**6)
 
 
 def their_batches(data: str, batch: int) -> Iterator[object]:
     """Batches of torchvision's ImageFolder, float."""
-    crop = transforms.RandomResizedCrop(VIEW_PX, scale=Data().crop_scale)
+    crop = transforms.RandomResizedCrop(VIEW_PX, scale=ViewGroup().crop_scale)
     chain = transforms.Compose([crop, transforms.RandomHorizontalFlip(), transforms.ToTensor()])
     loader = DataLoader(ImageFolder(data, chain), batch, shuffle=True)
     while True:
@@ -148,7 +149,9 @@ def measure_margins(margin: float) -> dict[str, float | None]:
 
 def training_difference(reduced: Picture, whole: Picture, side: int, seed: int) -> np.ndarray:
     """A random view of one image minus the same view of the other."""
-    shown = [training_view(image, (side, side), Data(), np.random.default_rng(seed)) for image in (reduced, whole)]
+    shown = [
+        training_views(image, [ViewPlan(ViewGroup(), (side, side), np.random.default_rng(seed))])[0] for image in (reduced, whole)
+    ]
     return shown[0].astype(np.float64) - shown[1]
 
 

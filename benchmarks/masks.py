@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from openjepa.masks import sample_masks
-from openjepa.recipe import sections
+from openjepa.recipe.views import Mask
 
-SEED = sections.Mask(
+SEED = Mask(
     sampler="union",
     num_contexts=4,
     context_scale=(0.15, 0.2),
@@ -32,8 +32,8 @@ SEED = sections.Mask(
     target_scale=(0.1, 0.15),
 )
 CASES = {
-    "multiblock": sections.Mask(),
-    "multiblock released": sections.Mask(fidelity="released"),
+    "multiblock": Mask(),
+    "multiblock released": Mask(fidelity="released"),
     "union": SEED,
     "random": SEED.model_copy(update={"sampler": "random"}),
     "block": SEED.model_copy(update={"sampler": "block"}),
@@ -41,7 +41,7 @@ CASES = {
 BATCHES_PER_ROUND = 10
 
 
-def measure_rates(settings: sections.Mask, grid: tuple[int, int], batch: int, seconds: float) -> tuple[float, float, int]:
+def measure_rates(settings: Mask, grid: tuple[int, int], batch: int, seconds: float) -> tuple[float, float, int]:
     """Images per second of CPU time and by the clock (medians over rounds), and the number of rounds."""
     cpu_rates, wall_rates = [], []
     sample_masks(settings, grid, batch, seed=0, step=0)

@@ -18,35 +18,52 @@ from pathlib import Path
 from typing import Any
 
 from openjepa.commands.auto import choose
-from openjepa.commands.compare import Variant, apply_changes, compare, lengthen, measure_baselines, slug, tabulate
+from openjepa.commands.compare import Variant, compare, measure_baselines, slug, tabulate
+from openjepa.data.batch import MAIN
 from openjepa.data.sources import name_held_out
 from openjepa.engine.precision import pick_device
-from openjepa.recipe.edit import changed_keys
+from openjepa.recipe.edit import flatten, with_changes
 from openjepa.recipe.files import AUTO, load_recipe
 from openjepa.recipe.sections import Recipe
+from openjepa.runs.atomic import write_atomic
 from openjepa.runs.environment import describe_machine, describe_versions
-from openjepa.runs.folder import write_atomic
 
 FASHION = "fashion-mnist:../shared/data/fashion-mnist:train"
-MULTIBLOCK = {
-    "mask.sampler": "multiblock", "mask.num_contexts": 1, "mask.context_scale": (0.85, 1.0), "mask.context_aspect": (1.0, 1.0),
-    "mask.num_targets": 4, "mask.target_scale": (0.15, 0.2),
-}  # fmt: skip
-UNION = {  # the brief's sampler: on a grid of 7 x 7, 49 % context and 20 % target
-    "mask.sampler": "union", "mask.num_contexts": 4, "mask.context_scale": (0.15, 0.2), "mask.context_aspect": (0.75, 1.5),
-    "mask.num_targets": 2, "mask.target_scale": (0.1, 0.15),
-}  # fmt: skip
-SOLVED = UNION | {"mask.context_scale": (0.0625, 0.083), "mask.target_scale": (0.066, 0.099)}  # the brief's 25 % / 15 %
-IJEPA = {"method.name": "ijepa", "method.targets": "features", "momentum.start": 0.99}
-WHOLE = {"data.augmentation": "none"}
-PIXELS = {"method.name": "mae", "method.targets": "pixels", "momentum.start": 0.996}  # it has no momentum to set
-MAE = PIXELS | {"optim.lr": 1e-3}  # its own rate
-NONE = {"method.regularizer": "none", "method.regularizer_weight": 0.0, "method.regularizer_on": "pooled"}
+
+
+def masked(**changes: Any) -> dict[str, Any]:
+    """Keys of the masks."""
+    return {f"views.{MAIN}.mask.{key}": value for key, value in changes.items()}
+
+
+def cut(crop_scale: tuple[float, float] | None, flip: float) -> dict[str, Any]:
+    """Keys of how views are cut."""
+    return {f"views.{MAIN}.crop_scale": crop_scale, f"views.{MAIN}.flip": flip}
 
 
 def act(name: str, weight: float, place: str) -> dict[str, Any]:
     """A regulariser's keys."""
-    return {"method.regularizer": name, "method.regularizer_weight": weight, "method.regularizer_on": place}
+    return {"method.regularizer.name": name, "method.regularizer.weight": weight, "method.regularizer.acts_on": place}
+
+
+def follow(schedule: str, start: float, end: float = 1.0) -> dict[str, Any]:
+    """I-JEPA's keys, with this momentum."""
+    momentum = {"schedule": schedule, "start": start, "end": end}
+    return IJEPA | {f"method.momentum.{key}": value for key, value in momentum.items()}
+
+
+MULTIBLOCK = masked(sampler="multiblock", num_contexts=1, context_scale=(0.85, 1.0), context_aspect=(1.0, 1.0), num_targets=4,
+                    target_scale=(0.15, 0.2))  # fmt: skip
+UNION = masked(  # the brief's sampler: on a grid of 7 x 7, 49 % context and 20 % target
+    sampler="union", num_contexts=4, context_scale=(0.15, 0.2), context_aspect=(0.75, 1.5), num_targets=2,
+    target_scale=(0.1, 0.15),
+)  # fmt: skip
+SOLVED = UNION | masked(context_scale=(0.0625, 0.083), target_scale=(0.066, 0.099))  # the brief's 25 % / 15 %
+IJEPA = {"method.name": "ijepa", "method.pool_targets": False, "method.momentum.start": 0.99}
+WHOLE = cut(None, 0.0)
+PIXELS = {"method.name": "mae", "method.targets": "normalised_pixels"}
+MAE = PIXELS | {"optim.lr": 1e-3}  # its own rate
+NONE = {"method.regularizer": None}
 
 
 # The first row of a question is the recipe as it is; every other row changes what it names and nothing else. Rows that change
@@ -58,28 +75,22 @@ QUESTIONS: dict[str, list[Variant]] = {
         Variant("none", NONE),
         Variant("VICReg, pooled, 0.3", act("vicreg", 0.3, "pooled")),
         *(Variant(f"VICReg, tokens, {weight:g}", act("vicreg", weight, "tokens")) for weight in (0.03, 0.1, 0.3, 1)),
-        Variant("VICReg, predictions, 0.3", act("vicreg", 0.3, "predictions")),
         Variant("SIGReg, pooled, 0.3", act("sigreg", 0.3, "pooled")),
         Variant("SIGReg, tokens, 0.3", act("sigreg", 0.3, "tokens")),
     ],
     "targets": [
         AS_IS,
         Variant("not normalised", IJEPA | {"method.target_norm": "none"}),
-        Variant("standardised over the batch", IJEPA | {"method.target_norm": "batch"}),
-        Variant("mean of the last 4 layers", IJEPA | {"method.target_layers": 4}),
         Variant("target patches seen alone", IJEPA | {"method.target_input": "patches"}),
-        Variant("average-pooled features", IJEPA | {"method.targets": "pooled"}),
+        Variant("average-pooled features", IJEPA | {"method.pool_targets": True}),
         Variant("pixels", PIXELS),
         Variant("features", IJEPA),
     ],
     "momentum": [
         AS_IS,
-        *(
-            Variant(f"fixed {value}", IJEPA | {"momentum.schedule": "fixed", "momentum.start": value, "momentum.end": 1.0})
-            for value in (0.98, 0.99, 0.996, 0.9995)
-        ),
-        Variant("0.98 to 0.998", IJEPA | {"momentum.schedule": "linear", "momentum.start": 0.98, "momentum.end": 0.998}),
-        Variant("0.996 to 1", IJEPA | {"momentum.schedule": "linear", "momentum.start": 0.996, "momentum.end": 1.0}),
+        *(Variant(f"fixed {value}", follow("fixed", value)) for value in (0.98, 0.99, 0.996, 0.9995)),
+        Variant("0.98 to 0.998", follow("linear", 0.98, 0.998)),
+        Variant("0.996 to 1", follow("linear", 0.996)),
     ],
     "rate": [
         AS_IS,
@@ -90,34 +101,34 @@ QUESTIONS: dict[str, list[Variant]] = {
     "masks": [
         AS_IS,
         Variant("multi-block, full context (the paper)", MULTIBLOCK),
-        Variant("multi-block, cut context (the release)", MULTIBLOCK | {"mask.fidelity": "released"}),
+        Variant("multi-block, cut context (the release)", MULTIBLOCK | masked(fidelity="released")),
         Variant("multi-block, per block", MULTIBLOCK | {"method.predict": "per_block"}),
         Variant("union of four blocks (the brief's code)", UNION),
         Variant("union of blocks, 25 % / 15 % (the brief's words)", SOLVED),
-        Variant("random, 15 % / 85 %", {"mask.context_scale": (0.15, 0.15), "mask.target_scale": (0.85, 0.85)}),
-        Variant("random, 40 % / 60 %", {"mask.context_scale": (0.4, 0.4), "mask.target_scale": (0.6, 0.6)}),
-        Variant("random, 25 % / 40 %", {"mask.target_scale": (0.4, 0.4)}),
+        Variant("random, 15 % / 85 %", masked(context_scale=(0.15, 0.15), target_scale=(0.85, 0.85))),
+        Variant("random, 40 % / 60 %", masked(context_scale=(0.4, 0.4), target_scale=(0.6, 0.6))),
+        Variant("random, 25 % / 40 %", masked(target_scale=(0.4, 0.4))),
     ],
     "encoder": [
         AS_IS,
         *(
-            Variant(f"{width} wide, rate {rate:g}", {"model.width": width, "model.predictor_width": width // 2, "optim.lr": rate})
-            for width, rate in ((96, 2.5e-3), (192, 2.5e-3), (192, 1.25e-3))
+            Variant(f"{wide} wide, rate {rate:g}", {"model.width": wide, "method.predictor.width": wide // 2, "optim.lr": rate})
+            for wide, rate in ((96, 2.5e-3), (192, 2.5e-3), (192, 1.25e-3))
         ),
         Variant("6 deep", {"model.depth": 6}),
         Variant("patches of 7 px", {"model.patch_size": 7}),
     ],
     "predictor": [
         AS_IS,
-        Variant("1 deep", {"model.predictor_depth": 1}),
-        Variant("4 deep", {"model.predictor_depth": 4}),
-        *(Variant(f"{width} wide", {"model.predictor_width": width}) for width in (24, 48, 96)),
+        Variant("1 deep", {"method.predictor.depth": 1}),
+        Variant("4 deep", {"method.predictor.depth": 4}),
+        *(Variant(f"{width} wide", {"method.predictor.width": width}) for width in (24, 48, 96)),
     ],
     "views": [
         AS_IS,
-        Variant("as they are", {"data.augmentation": "none"}),
-        Variant("flips", {"data.augmentation": "minimal", "data.crop_scale": (0.999, 1.0)}),
-        Variant("crops of 0.3 to 1 and flips", {"data.augmentation": "minimal", "data.crop_scale": (0.3, 1.0)}),
+        Variant("as they are", WHOLE),
+        Variant("flips", cut((0.999, 1.0), 0.5)),
+        Variant("crops of 0.3 to 1 and flips", cut((0.3, 1.0), 0.5)),
     ],
     "scenes": [  # what was tried on them, from auto's recipe for 64 px in colour
         AS_IS,
@@ -125,9 +136,9 @@ QUESTIONS: dict[str, list[Variant]] = {
         Variant("features, whole images", IJEPA | WHOLE),
         Variant("features, whole images, multi-block masks", IJEPA | WHOLE | MULTIBLOCK),
         Variant("whole images", WHOLE),
-        Variant("closer crops, 0.15 to 0.7", {"data.crop_scale": (0.15, 0.7)}),
-        Variant("pixels not normalised", {"method.target_norm": "none"}),
-        Variant("half of the patches seen", {"mask.context_scale": (0.5, 0.5), "mask.target_scale": (0.5, 0.5)}),
+        Variant("closer crops, 0.15 to 0.7", {f"views.{MAIN}.crop_scale": (0.15, 0.7)}),
+        Variant("pixels not normalised", PIXELS | {"method.targets": "pixels"}),
+        Variant("half of the patches seen", masked(context_scale=(0.5, 0.5), target_scale=(0.5, 0.5))),
         Variant("learning rate 0.0025", {"optim.lr": 2.5e-3}),
         Variant("8 deep", {"model.depth": 8}),
         Variant("whole images, VICReg, tokens, 0.03", WHOLE | act("vicreg", 0.03, "tokens")),
@@ -155,16 +166,14 @@ def list_rivals(base: Recipe) -> list[Variant]:
         ("brief_vit_base_16", "the brief's recipe"),
     ):
         rival = load_recipe(name)
-        sections = ["mask", "method", "optim", "momentum"]
-        mixed = base.model_copy(update={section: getattr(rival, section) for section in sections})
-        share = rival.optim.warmup_epochs / rival.train.epochs
-        optim = mixed.optim.model_copy(update={"lr_batch_size": None, "warmup_epochs": share * base.train.epochs})
-        views = {} if name == "mae_demo" else {"augmentation": rival.data.augmentation, "crop_scale": rival.data.crop_scale,
-                                               "flip_probability": rival.data.flip_probability}  # fmt: skip
-        mixed = mixed.model_copy(update={"optim": optim, "data": mixed.data.model_copy(update=views)})
-        changes = {key: new for key, (_, new) in changed_keys(base, mixed).items()}
+        views = rival.views[MAIN].model_dump(include={"mask"} if name == "mae_demo" else None)
+        changes = flatten({
+            "views": {MAIN: views},
+            "method": rival.method.model_dump(exclude={"predictor"}),
+            "optim": rival.optim.model_dump() | {"lr_batch_size": None},
+        })  # fmt: skip
         if name == "paper_vit_base_16":
-            changes["mask.fidelity"] = "released"
+            changes |= masked(fidelity="released")
         variants.append(Variant(words, changes))
         if name == "mae_demo":  # what the anti-collapse term does alone, without a target encoder
             variants.append(Variant("MAE with VICReg on tokens", changes | act("vicreg", 0.3, "tokens")))
@@ -174,7 +183,7 @@ def list_rivals(base: Recipe) -> list[Variant]:
 def list_rows(question: str, base: Recipe, only: list[str] | None) -> list[Variant]:
     """A question's rows that change something in the recipe, and of these those asked for by name, after the recipe itself."""
     rows = list_rivals(base) if question == "rivals" else QUESTIONS[question]
-    changing = [row for row in rows if row is AS_IS or apply_changes(base, row.changes, row.name) != base]
+    changing = [row for row in rows if row is AS_IS or with_changes(base, row.changes, row.name) != base]
     return [row for row in changing if only is None or row is AS_IS or row.name in only]
 
 
@@ -196,8 +205,7 @@ def main() -> None:
     if (asked.steps is None) == (asked.minutes is None):
         parser.error("a budget is either --steps or --minutes")
     base = open_recipe(asked.recipe, asked.data)
-    base = lengthen(base) if asked.minutes else base
-    budget = {"train.max_steps": asked.steps, "train.max_minutes": asked.minutes}
+    budget = {"train.length": f"{asked.minutes:g}minutes" if asked.minutes else f"{asked.steps}steps"}
     rows = {question: list_rows(question, base, asked.only) for question in asked.questions}
     if unknown := set(asked.only or ()) - {row.name for question in asked.questions for row in rows[question]}:
         parser.error(f"--only: no such row, or one that changes nothing here: {', '.join(sorted(unknown))}")

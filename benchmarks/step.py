@@ -3,9 +3,9 @@
     python benchmarks/step.py --recipe paper_vit_base_16 --batch 16 --dtype bf16 --steps 5 [--against fp32] [--set KEY=VALUE]
 
 Prints one JSON line. The dtype asked for and the one it is compared with take turns, step by step, on the same images and masks;
-the peak is that of large products at the dtype (engine/precision.py), measured between the rounds. FLOPs are those that the
-recipe must do (openjepa/methods/cost.py). A GPU is waited for before and after each part, so that its time is its own. Peak
-memory is the process's own, Python and libraries included, before the other side is built.
+the peak is that of large products at the dtype (engine/precision.py), measured between the rounds. FLOPs are those of the
+recipe's masks on the average (openjepa/training/cost.py). A GPU is waited for before and after each part, so that its time is its
+own. Peak memory is the process's own, Python and libraries included, before the other side is built.
 """
 
 from __future__ import annotations
@@ -26,39 +26,40 @@ from typing import Any
 import timm
 import torch
 
-from openjepa.data.loader import Batch
+from openjepa.data.batch import Batch, Views
 from openjepa.engine.precision import DTYPES, measure_peak
 from openjepa.engine.prefetch import wait_for
 from openjepa.masks import sample_masks
-from openjepa.methods.cost import count_flops
-from openjepa.recipe.files import build_recipe, load_recipe
+from openjepa.recipe.edit import read_assignments, with_changes
+from openjepa.recipe.files import load_recipe
 from openjepa.recipe.sections import Recipe
 from openjepa.runs.environment import describe_machine
-from openjepa.training.build import make_trainer
+from openjepa.training.build import list_groups, make_trainer
+from openjepa.training.cost import count_flops
 from openjepa.training.trainer import Trainer
 
 CPU = torch.device("cpu")
-PARTS = {"encode_targets": "target", "encode_context": "context", "predict": "predictor", "prediction_loss": "loss"}
+NUM_CLASSES = 1000  # of a method that needs labels
+PARTS = {"make_targets": "target", "encode_context": "context", "predict": "predictor", "prediction_loss": "loss"}
 
 
 def make_recipe(name: str, batch: int, changes: list[str]) -> Recipe:
-    """A shipped recipe at another batch size, with section.key=value changes."""
-    values = load_recipe(name).model_dump()
-    values["data"]["batch_size"] = batch
-    for change in changes:
-        key, _, value = change.partition("=")
-        section, _, key = key.partition(".")
-        values[section][key] = json.loads(value) if value[:1] in "[0123456789" else value
-    return build_recipe(values, where="--set")
+    """A shipped recipe at another batch size, with KEY=VALUE changes."""
+    return with_changes(load_recipe(name), {"data.batch_size": batch} | read_assignments(changes))
 
 
 def make_batch(recipe: Recipe, step: int, spent: dict[str, float]) -> Batch:
     """Random images and the step's masks; drawing them is timed."""
-    size = (recipe.data.batch_size, recipe.data.channels, *recipe.data.size)
-    images = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(step))
-    with timed("mask", spent):
-        masks = sample_masks(recipe.mask, recipe.grid, recipe.data.batch_size, seed=0, step=step)
-    return Batch(step, images, masks, torch.arange(recipe.data.batch_size))
+    count, channels, generator = recipe.batch_size, recipe.data.channels, torch.Generator().manual_seed(step)
+    groups = {}
+    for place, (name, group, size, grid) in enumerate(list_groups(recipe)):
+        images = torch.randint(0, 256, (count, group.count, channels, *size), dtype=torch.uint8, generator=generator)
+        masks = None
+        if group.mask is not None:
+            with timed("mask", spent):
+                masks = sample_masks(group.mask, grid, count * group.count, seed=0, step=step, group=place)
+        groups[name] = Views(images, masks)
+    return Batch(step, groups, torch.arange(count), torch.arange(count) % NUM_CLASSES)
 
 
 @contextmanager
@@ -90,7 +91,7 @@ def time_parts(trainer: Trainer) -> dict[str, float]:
     wrap(trainer.method, "forward", "forward")
     wrap(trainer, "accumulate_gradients", "gradients")
     wrap(trainer.optimizer, "step", "optimizer")
-    wrap(trainer.method, "update_target", "momentum")
+    wrap(trainer.method, "after_step", "momentum")
     return spent
 
 
@@ -107,28 +108,27 @@ def main() -> None:
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bf16")
     parser.add_argument("--against", choices=sorted(DTYPES), default=None, help="another dtype, step by step in turn")
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a recipe's value")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a recipe's value")
     options = parser.parse_args()
     recipe = make_recipe(options.recipe, options.batch, options.set)
     statistics_of_channels = [0.5] * recipe.data.channels, [0.25] * recipe.data.channels
 
-    trainers = {options.dtype: make_trainer(recipe, *statistics_of_channels, 1000, options.dtype)}
+    trainers = {options.dtype: make_trainer(recipe, *statistics_of_channels, 1000, options.dtype, NUM_CLASSES)}
     spent = time_parts(trainers[options.dtype])
     for step in range(2):  # warm-up
-        trainers[options.dtype].step(make_batch(recipe, step, spent))
+        trainers[options.dtype].step([make_batch(recipe, step, spent)])
     spent.clear()
     times: dict[str, list[float]] = defaultdict(list)
     losses: dict[str, list[float]] = defaultdict(list)
-    flops, peaks, memory_gb = [], [], 0.0
+    peaks, memory_gb = [], 0.0
     if options.against:
         memory_gb = peak_memory_gb()
-        trainers[options.against] = make_trainer(recipe, *statistics_of_channels, 1000, options.against)
+        trainers[options.against] = make_trainer(recipe, *statistics_of_channels, 1000, options.against, NUM_CLASSES)
         trainers[options.against].method.load_state_dict(trainers[options.dtype].method.state_dict())
-        trainers[options.against].step(make_batch(recipe, 1, spent))
+        trainers[options.against].step([make_batch(recipe, 1, spent)])
     for step in range(2, 2 + options.steps):
         batch = make_batch(recipe, step, spent)
         peaks.append(measure_peak(trainers[options.dtype].device, options.dtype))
-        flops.append(sum(count_flops(trainers[options.dtype].method, batch.masks).values()))
         for name, trainer in trainers.items():
             wait_for(trainer.device)
             started = time.perf_counter()
@@ -137,6 +137,7 @@ def main() -> None:
             times[name].append(time.perf_counter() - started)
             losses[name].append(float(record.metrics["loss"]))
     memory_gb = memory_gb or peak_memory_gb()
+    flops = options.batch * count_flops(trainers[options.dtype].method, recipe)
 
     step_s, peak = statistics.median(times[options.dtype]), statistics.median(peaks)
     forward = sum(spent.get(part, 0.0) for part in PARTS.values())
@@ -147,7 +148,7 @@ def main() -> None:
         "figure": f"training step of {options.recipe}, batch {options.batch}, {options.dtype}",
         "unit": "images/s",
         "images_per_s": round(options.batch / step_s, 3),
-        "fraction_of_peak": round(statistics.median(flops) / step_s / peak, 3),
+        "fraction_of_peak": round(flops / step_s / peak, 3),
         "peak_memory_gb": round(memory_gb, 2),
         "step_s": {
             "median": round(step_s, 3),
@@ -155,7 +156,7 @@ def main() -> None:
             "highest": round(max(times[options.dtype]), 3),
         },
         "peak_gflops": {"median": round(peak / 1e9), "lowest": round(min(peaks) / 1e9), "highest": round(max(peaks) / 1e9)},
-        "step_gflop": round(statistics.median(flops) / 1e9, 1),
+        "step_gflop": round(flops / 1e9, 1),
         "shares": {part: round(seconds / total, 4) for part, seconds in sorted(spent.items(), key=lambda item: -item[1])},
         "loss": [round(loss, 5) for loss in losses[options.dtype]],
     }

@@ -19,14 +19,16 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.small_data import FASHION, list_rivals, open_recipe
-from openjepa.commands.compare import RunResult, Variant, compare, lengthen, slug
+from openjepa.commands.compare import RunResult, Variant, compare, slug
 from openjepa.data.sources import name_held_out
 from openjepa.engine.precision import pick_device
+from openjepa.runs.atomic import write_atomic
 from openjepa.runs.environment import describe_machine, describe_versions
-from openjepa.runs.folder import RunFolder, write_atomic
+from openjepa.runs.folder import RunFolder
 
 MARKS = (70, 75, 80, 85)  # per cent
-PROBE = ("sample:train", "sample:test")  # 10,000 labels and 2,000 test images: seconds a probe, not minutes
+# 10,000 labels and 2,000 test images: seconds a probe, not minutes.
+PROBE = {"health.probe.train": "sample:train", "health.probe.test": "sample:test"}
 COLOURS = ("#0b6e4f", "#c8553d", "#e0a458", "#3d5a80", "#8d6a9f")
 
 Curve = list[tuple[float, float]]  # minutes of training, 20-NN accuracy in per cent
@@ -92,17 +94,17 @@ def main() -> None:
     parser.add_argument("--probe-every", type=int, default=300, help="steps between probes")
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
-    base = lengthen(open_recipe(asked.recipe, asked.data))
-    budget = {"train.max_minutes": asked.minutes, "train.max_steps": None, "health.probe_every_steps": asked.probe_every}
+    base = open_recipe(asked.recipe, asked.data)
+    budget = PROBE | {"train.length": f"{asked.minutes:g}minutes", "health.probe_every_steps": asked.probe_every}
     variants = [Variant(row.name, budget | row.changes) for row in list_rivals(base)]
     test = name_held_out(asked.data) or asked.data
     outcomes: list[RunResult] = compare(
-        variants, base, asked.data, test, seeds=asked.seeds, out=asked.out, jobs=asked.jobs, probe=PROBE,
+        variants, base, asked.data, test, seeds=asked.seeds, out=asked.out, jobs=asked.jobs,
         note=lambda line: print(line, file=sys.stderr, flush=True),
     )  # fmt: skip
     folders = {row.name: [RunFolder(asked.out / f"{slug(row.name)}-{seed}") for seed in range(asked.seeds)] for row in variants}
     curves = {
-        f"recipe {base.name}" if name == variants[0].name else name: [read_curve(run, base.data.batch_size) for run in runs]
+        f"recipe {base.name}" if name == variants[0].name else name: [read_curve(run, base.batch_size) for run in runs]
         for name, runs in folders.items()
     }
     pixels = 100 * folders[variants[0].name][0].read_metrics("probe")[0]["knn_raw_pixels"]

@@ -5,7 +5,6 @@ Mistakes of the user end in one line on stderr and exit status 2; an interrupted
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 import re
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from openjepa.recipe import files, sections
+from openjepa.recipe import edit, files, sections
 from openjepa.runs.folder import to_json
 from openjepa.runs.stop import Interrupted
 
@@ -29,31 +28,21 @@ RunPath = Annotated[Positional[str], arg(metavar="RUN")]
 EncoderName = Literal["context", "target"]
 
 
-def make_pretrain(base: sections.Recipe, choices: Sequence[Choice] = ()) -> Callable[..., None]:
-    """The pretrain command with a recipe's values as the defaults of its flags; choices say how recipe auto came by them."""
-    method_defaults = sections.leave_targets_open(base.method)
+def make_pretrain(changes: dict[str, Any]) -> Callable[..., None]:
+    """The pretrain command with the recipe keys that the command line changes."""
 
     def pretrain(
         images: DataSpec,
         out: Path | None = None,
         recipe: str | None = None,
         init: Path | None = None,
-        batch: Literal["auto"] | None = None,
         resume: bool = False,
         accept_changes: bool = False,
-        probe_train: str | None = None,
-        probe_test: str | None = None,
-        data: sections.Data = base.data,
-        model: sections.Model = base.model,
-        mask: sections.Mask = base.mask,
-        method: sections.Method = method_defaults,
-        optim: sections.Optim = base.optim,
-        momentum: sections.Momentum = base.momentum,
-        train: sections.Train = base.train,
-        checkpoint: sections.Checkpoint = base.checkpoint,
-        health: sections.Health = base.health,
     ) -> None:
         """Pretrain I-JEPA, or the recipe's method, on images and say whether it learns.
+
+        KEY=VALUE, or --KEY VALUE, changes a value of the recipe, as in train.length=30minutes optim.lr=1e-3. Groups of keys:
+        data, views, model, method, optim, train, checkpoint, health; `openjepa keys` explains every key.
 
         Args:
             images: A folder of images (any nesting), sample:train, or fashion-mnist:FOLDER:train.
@@ -61,35 +50,13 @@ def make_pretrain(base: sections.Recipe, choices: Sequence[Choice] = ()) -> Call
             recipe: auto, which chooses for the images and this machine, a shipped recipe's name or a YAML file; see
                 `openjepa recipes`. A resumed run keeps its own.
             init: A checkpoint or run folder whose weights the new run starts from; `openjepa import` makes one.
-            batch: auto takes the largest batch that fits into memory, in place of data.batch-size.
             resume: Go on from the run folder's newest checkpoint.
             accept_changes: Resume although the recipe or the number of images has changed.
-            probe_train: Labelled data to measure 20-NN accuracy while training.
-            probe_test: Labelled data to test that probe on.
-            data: Images and views.
-            model: Encoder and predictor.
-            mask: Which patches are context and which are targets.
-            method: What is predicted and how the error counts.
-            optim: AdamW and its schedules.
-            momentum: How the target encoder follows the context encoder; I-JEPA alone.
-            train: Length, precision and place of the run.
-            checkpoint: When the state is saved and what is kept.
-            health: When the run measures itself.
         """
         from openjepa.commands.pretrain import pretrain as run_pretrain
 
-        sections = {
-            "data": data, "model": model, "mask": mask, "method": method, "optim": optim, "momentum": momentum,
-            "train": train, "checkpoint": checkpoint, "health": health,
-        }  # fmt: skip
-        values = base.model_dump() | {name: section.model_dump() for name, section in sections.items()}
-        resolved = files.build_recipe(values, where=f"recipe {base.name}")
-        _print_choices(choices, resolved)
         folder = out or default_out(images)
-        verdict = run_pretrain(
-            images, resolved, folder, init=init, batch=batch, resume=resume, accept_changes=accept_changes,
-            probe_train=probe_train, probe_test=probe_test,
-        )  # fmt: skip
+        verdict = run_pretrain(images, recipe, folder, changes=changes, init=init, resume=resume, accept_changes=accept_changes)
         print(f"{verdict.label}: {verdict.reason} {verdict.advice}")
         print(f"Next: openjepa report {folder}; openjepa embed {folder} DATA --out features.parquet")
 
@@ -216,6 +183,8 @@ def masks(recipe: str, out: Path, seed: int = 0, batch_size: int = 256) -> None:
     from openjepa.report.masks import draw_sheets, save_mask_picture
 
     loaded = files.load_recipe(recipe)
+    if loaded.mask is None:
+        raise ValueError(f"recipe {loaded.name} hides no patches: method.name {loaded.method.name} has no masks")
     grid = loaded.grid
     sheets, missing = draw_sheets(loaded.mask, grid, seed=seed, batch_size=batch_size)
     save_mask_picture(out, sheets, grid, title=loaded.name)
@@ -264,6 +233,20 @@ def recipes(name: Annotated[Positional[str | None], arg(metavar="NAME")] = None)
     print(f"{files.AUTO:24} Chosen for your images and this machine, with reasons: openjepa doctor DATA --recipe auto.")
     for shipped in files.list_recipes():
         print(f"{shipped:24} {files.load_recipe(shipped).description}")
+
+
+def keys(prefix: Annotated[Positional[str], arg(metavar="KEY")] = "", recipe: str | None = None) -> None:
+    """Explain the keys of recipes: each with its value and what it is. They go into YAML files, or on pretrain's command line.
+
+    Args:
+        prefix: A key, or the start of one, as optim or views.main.mask; all keys if not given.
+        recipe: A shipped recipe's name or a YAML file, whose values and method's keys are shown; the defaults of all methods if
+            not given.
+    """
+    from openjepa.recipe.explain import explain_keys
+
+    for line in explain_keys(prefix, None if recipe is None else files.load_recipe(recipe)):
+        print(line)
 
 
 def doctor(images: DataSpec, recipe: str = "demo") -> None:
@@ -394,10 +377,12 @@ def main(argv: list[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         verb = arguments[0] if arguments else ""
+        arguments, assignments = split_assignments(arguments) if verb == "pretrain" else (arguments, [])
         commands: dict[str, Callable[..., Any]] = {
-            "pretrain": make_pretrain(*_base_recipe(arguments)),
+            "pretrain": make_pretrain(edit.read_assignments(assignments)),
             "evaluate": make_evaluate() if verb == "evaluate" else describe_evaluate, "embed": embed,
             "import": import_weights, "export": export, "masks": masks, "report": report, "health": health, "recipes": recipes,
+            "keys": keys,
             "doctor": doctor, "bench": bench, "pack": pack, "make-scenes": make_scenes, "ablate": ablate,
             "demo": demo,
         }  # fmt: skip
@@ -432,39 +417,33 @@ def _named_only(command: Callable[..., Any]) -> Callable[[], None]:
     return stand_in
 
 
-def _base_recipe(arguments: list[str]) -> tuple[sections.Recipe, Sequence[Choice]]:
-    """The recipe whose values are pretrain's defaults, asked for or a resumed run's own, and the choices that made it."""
-    if not arguments or arguments[0] != "pretrain" or _asks_help(arguments):
-        return sections.Recipe(), ()
-    asked = _flag(arguments, "--recipe")
-    if "--resume" in arguments and asked in (None, files.AUTO):
-        from openjepa.runs.folder import RunFolder
+def split_assignments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of a command line without those that change a recipe, and these as KEY=VALUE.
 
-        folder = RunFolder(_flag(arguments, "--out") or default_out(_read_data(arguments)))
-        return files.build_recipe(folder.read_run()["recipe"], where=str(folder.run_json)), ()
-    if asked == files.AUTO:
-        from openjepa.commands.auto import choose
+    `--data.batch-size 64`, `--data.batch-size=64` and `data.batch_size=64` mean the same; `--train.compile` alone means true.
+    """
+    rest: list[str] = []
+    assignments: list[str] = []
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        key, sign, value = word.removeprefix("--").partition("=")
+        if word in _WITH_VALUE:
+            rest += [word, *words[:1]]
+            del words[:1]
+        elif word.startswith("--") and "." in key:
+            if not sign:
+                value = words.pop(0) if words and not words[0].startswith("--") else "true"
+            assignments.append(f"{key}={value}")
+        elif sign and _KEY.fullmatch(key) and not word.startswith("-") and not Path(word).exists():
+            assignments.append(word)
+        else:
+            rest.append(word)
+    return rest, assignments
 
-        return choose(_read_data(arguments), _flag(arguments, "--train.device") or "auto")
-    if asked is not None:
-        return files.load_recipe(asked), ()
-    shipped = ", ".join(files.list_recipes())
-    raise ValueError(f"a new run needs --recipe auto, which chooses for the images, or --recipe NAME or FILE; shipped: {shipped}")
 
-
-def _asks_help(arguments: list[str]) -> bool:
-    return "--help" in arguments or "-h" in arguments
-
-
-def _read_data(arguments: list[str]) -> str:
-    """DATA of a pretrain command: a first pass of its parser, whose answer does not depend on the flags' defaults."""
-    parser = make_pretrain(sections.Recipe())
-
-    @functools.wraps(parser)
-    def read(images: str, *_: Any, **__: Any) -> str:
-        return images
-
-    return str(tyro.cli(read, prog="openjepa pretrain", args=arguments[1:]))
+_WITH_VALUE = ("--out", "--recipe", "--init")  # flags of pretrain whose next word is theirs, whatever it looks like
+_KEY = re.compile(r"[a-z_]+(\.[\w-]+)*")
 
 
 def default_out(data: str) -> Path:
@@ -492,16 +471,6 @@ def _print_choices(choices: Sequence[Choice], recipe: sections.Recipe) -> None:
 
         print(recipe.description)
         print("\n".join(word_choices(list(choices), recipe)), flush=True)
-
-
-def _flag(arguments: list[str], name: str) -> str | None:
-    """The value of a flag, written as `--flag value` or `--flag=value`; None if it is not there."""
-    for position, argument in enumerate(arguments):
-        if argument == name and position + 1 < len(arguments):
-            return arguments[position + 1]
-        if argument.startswith(f"{name}="):
-            return argument.split("=", 1)[1]
-    return None
 
 
 def _to_json(record: dict[str, Any]) -> str:

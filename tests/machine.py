@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from openjepa.data.sources import open_source
-from openjepa.recipe.files import build_recipe
+from openjepa.recipe.check import build_recipe
 from openjepa.training import build
 from openjepa.training import trainer as train
 from openjepa.training.build import StepTime, measure_step

@@ -14,10 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from openjepa.commands.compare import Variant, compare, lengthen, measure_baselines, slug, tabulate
+from openjepa.commands.compare import Variant, compare, measure_baselines, slug, tabulate
+from openjepa.data.batch import MAIN
+from openjepa.recipe.edit import with_changes
 from openjepa.recipe.files import load_recipe
-from openjepa.recipe.sections import Momentum, Recipe
-from openjepa.runs.folder import write_atomic
+from openjepa.recipe.methods import Masked
+from openjepa.recipe.sections import Recipe
+from openjepa.recipe.views import ViewGroup
+from openjepa.runs.atomic import write_atomic
 
 Ablation = Literal["masking", "target", "momentum", "predictor", "augmentation"]
 
@@ -60,8 +64,7 @@ def ablate(
     """
     if (minutes is None) == (steps is None):
         raise ValueError("a budget is either --minutes or --steps")
-    base = lengthen(base) if minutes else base
-    common = {"train.max_minutes": minutes, "train.max_steps": steps, "method.name": "ijepa", "method.targets": "features"}
+    common = {"train.length": f"{minutes:g}minutes" if minutes else f"{steps}steps", "method.name": "ijepa"}
     rows = [
         Row(Variant(row.variant.name, common | row.variant.changes), row.claim, row.claimed_speed)
         for row in list_rows(ablation, base)
@@ -83,50 +86,63 @@ def ablate(
 
 
 def _masking(_base: Recipe) -> list[Row]:
-    shares: dict[str, Any] = {"mask.fidelity": "unbiased", "mask.context_scale": (0.25, 0.25), "mask.target_scale": (0.15, 0.15)}
-    solved = load_recipe("brief_vit_base_16_solved").mask
+    shares = {"fidelity": "unbiased", "context_scale": (0.25, 0.25), "target_scale": (0.15, 0.15)}
+    solved = load_recipe("brief_vit_base_16_solved").views[MAIN].mask
+    assert solved is not None
+
+    def variant(name: str, values: dict[str, Any]) -> Variant:
+        return Variant(name, {f"views.{MAIN}.mask.{key}": value for key, value in values.items()})
+
     return [
-        Row(Variant("random patches", shares | {"mask.sampler": "random"}), 77.2),
-        Row(Variant("one block", shares | {"mask.sampler": "block", "mask.context_aspect": solved.context_aspect}), 78.5),
-        Row(Variant("multi-block", {f"mask.{key}": value for key, value in solved.model_dump().items()}), 80.3),
+        Row(variant("random patches", shares | {"sampler": "random"}), 77.2),
+        Row(variant("one block", shares | {"sampler": "block", "context_aspect": solved.context_aspect}), 78.5),
+        Row(variant("multi-block", solved.model_dump()), 80.3),
     ]
 
 
 def _targets(_base: Recipe) -> list[Row]:
-    mae: dict[str, Any] = {"method.name": "mae", "method.target_input": "image", "method.target_layers": 1}
-    mae |= {f"momentum.{key}": value for key, value in Momentum().model_dump().items()}  # it has no target encoder
+    mae = {"method.name": "mae"}
     return [
-        Row(Variant("pixels", mae | {"method.targets": "pixels", "method.target_norm": "none"}), 76.6, 1.0),
-        Row(Variant("normalised pixels", mae | {"method.targets": "pixels", "method.target_norm": "layer"}), 77.2, 1.0),
-        Row(Variant("PCA of pixels", mae | {"method.targets": "pca", "method.target_norm": "none"}), 78.1, 0.9),
-        Row(Variant("average-pooled features", {"method.targets": "pooled"}), 78.9, 1.2),
-        Row(Variant("patch features"), 80.3, 1.5),
+        Row(Variant("pixels", mae | {"method.targets": "pixels"}), 76.6, 1.0),
+        Row(Variant("normalised pixels", mae | {"method.targets": "normalised_pixels"}), 77.2, 1.0),
+        Row(Variant("PCA of pixels", mae | {"method.targets": "pca"}), 78.1, 0.9),
+        Row(Variant("average-pooled features", {"method.pool_targets": True}), 78.9, 1.2),
+        Row(Variant("patch features", {"method.pool_targets": False}), 80.3, 1.5),
     ]
 
 
 def _momentum(_base: Recipe) -> list[Row]:
     fixed = [
-        Row(Variant(f"fixed {value}", {"momentum.schedule": "fixed", "momentum.start": value}), claim)
+        Row(Variant(f"fixed {value}", {"method.momentum.schedule": "fixed", "method.momentum.start": value}), claim)
         for value, claim in ((0.99, 78.5), (0.996, 79.8), (0.999, 79.2))
     ]
-    cosine = {"momentum.schedule": "cosine", "momentum.start": 0.996, "momentum.end": 1.0}
+    cosine = {"method.momentum.schedule": "cosine", "method.momentum.start": 0.996, "method.momentum.end": 1.0}
     return [*fixed, Row(Variant("cosine 0.996 to 1", cosine), 80.3)]
 
 
 def _predictor(base: Recipe) -> list[Row]:
-    model = base.model
+    own = with_changes(base, {"method.name": "ijepa"}).method
+    assert isinstance(own, Masked)
     rows = []
     for width, depth, claim in ((192, 3, 78.9), (768, 12, 79.7), (1024, 12, 78.8), (384, 6, 80.3)):
-        unit = 4 * model.predictor_heads
-        shape = {
-            "model.predictor_width": max(round(model.predictor_width * width / 384 / unit), 1) * unit,
-            "model.predictor_depth": max(round(model.predictor_depth * depth / 6), 1),
-        }
-        name = f"{shape['model.predictor_width']} wide, {shape['model.predictor_depth']} deep (the brief's {width} x {depth})"
-        rows.append(Row(Variant(name, shape), claim))
+        unit = 4 * own.predictor.heads
+        wide = max(round(own.predictor.width * width / 384 / unit), 1) * unit
+        deep = max(round(own.predictor.depth * depth / 6), 1)
+        name = f"{wide} wide, {deep} deep (the brief's {width} x {depth})"
+        rows.append(Row(Variant(name, {"method.predictor.width": wide, "method.predictor.depth": deep}), claim))
     return rows
 
 
 def _augmentation(_base: Recipe) -> list[Row]:
-    claims = (("none", 79.8), ("moderate", 79.9), ("strong", 78.7), ("minimal", 80.3))
-    return [Row(Variant(level, {"data.augmentation": level}), claim) for level, claim in claims]
+    """Levels of the brief: no crops; crops and flips; colour as well; blur and solarize as well."""
+    cropped = {"crop_scale": ViewGroup().crop_scale, "flip": 0.5, "colour": 0.0, "blur": 0.0, "solarize": 0.0}
+    levels = [
+        ("none", cropped | {"crop_scale": None, "flip": 0.0}, 79.8),
+        ("moderate", cropped | {"colour": 0.8}, 79.9),
+        ("strong", cropped | {"colour": 0.8, "blur": 0.5, "solarize": 0.2}, 78.7),
+        ("minimal", cropped, 80.3),
+    ]
+    return [
+        Row(Variant(level, {f"views.{MAIN}.{key}": value for key, value in values.items()}), claim)
+        for level, values, claim in levels
+    ]

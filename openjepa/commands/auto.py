@@ -3,7 +3,7 @@
 The fixed points are the recipes small_1k to small_1m (docs/small-data.md): the one nearest in number of images, or the largest
 that the machine is asked to do, gives the method and every value of it, and a run sees as many views as that recipe does. What
 depends on the size of the images or on the machine is in the two tables below, and nowhere else. Left out: memory, which
-`--batch auto` measures.
+data.batch_size=auto measures.
 """
 
 from __future__ import annotations
@@ -15,13 +15,24 @@ from typing import Any, NamedTuple
 
 import torch
 
+from openjepa.data.batch import MAIN
 from openjepa.data.inspect import DataLook, look_at
 from openjepa.engine.precision import Precision, choose_precision, pick_device
-from openjepa.recipe.files import AUTO, build_recipe, load_recipe
+from openjepa.recipe.edit import flatten, with_changes
+from openjepa.recipe.files import AUTO, load_recipe
+from openjepa.recipe.methods import IJEPA, MAE, Masked
 from openjepa.recipe.sections import Recipe
 
 STUDY = "docs/small-data.md"
 SMALL = {"small_1k": 1_000, "small_10k": 10_000, "small_100k": 100_000, "small_1m": 1_000_000}  # images, rising
+
+
+VIEWS_SEEN = {
+    "small_1k": 1_000_000,
+    "small_10k": 2_000_000,
+    "small_100k": 10_000_000,
+    "small_1m": 50_000_000,
+}  # in a run on a GPU
 
 
 class ViewRule(NamedTuple):
@@ -29,15 +40,18 @@ class ViewRule(NamedTuple):
 
     from_px: int
     patch_px: int
-    augmentation: str
+    crop_scale: tuple[float, float] | None
+    flip: float
 
 
 # A side has four to fourteen patches: blocks that are a share of the image need some, and the cost grows with them.
 VIEWS = (
-    ViewRule(128, 16, "minimal"),
-    ViewRule(48, 8, "minimal"),
-    ViewRule(16, 4, "none"),  # tiny and centred, as in Fashion-MNIST: crops cost the linear probe 1.8 points (docs/small-data.md)
-    ViewRule(8, 2, "none"),
+    ViewRule(128, 16, (0.3, 1.0), 0.5),
+    ViewRule(48, 8, (0.3, 1.0), 0.5),
+    ViewRule(
+        16, 4, None, 0.0
+    ),  # tiny and centred, as in Fashion-MNIST: crops cost the linear probe 1.8 points (docs/small-data.md)
+    ViewRule(8, 2, None, 0.0),
 )
 SMALLEST_VIEW_PX = VIEWS[-1].from_px
 
@@ -49,15 +63,16 @@ class MachineRule(NamedTuple):
     words: str
     largest_view_px: int
     largest_recipe: str
-    minutes: float
+    minutes: float | None
+    """Length of a run; None: as many views as the recipe it started from sees."""
 
 
 MACHINES = (
-    MachineRule(40, "a GPU of 40 GB or more", 224, "small_1m", 480),
-    MachineRule(1, "a GPU of less than 40 GB", 128, "small_100k", 240),
+    MachineRule(40, "a GPU of 40 GB or more", 224, "small_1m", None),
+    MachineRule(1, "a GPU of less than 40 GB", 128, "small_100k", None),
     MachineRule(0, "a CPU", 64, "small_10k", 30),
 )
-FOLLOWING = 0.99  # the momentum.start with which the study's I-JEPA runs were made
+FOLLOWING = 0.99  # the method.momentum.start with which the study's I-JEPA runs were made
 CORES_PER_WORKER = 4  # of a CPU that also trains; a GPU leaves them all to the loader
 MAX_WORKERS = 16
 
@@ -102,24 +117,22 @@ def choose_recipe(look: DataLook, machine: MachineLook) -> tuple[Recipe, list[Ch
     base = load_recipe(name)
     view = next(view for view in VIEWS if max(min(look.side_px, rule.largest_view_px), SMALLEST_VIEW_PX) >= view.from_px)
     side_px = max(min(look.side_px, rule.largest_view_px), SMALLEST_VIEW_PX) // view.patch_px * view.patch_px
-    batch = min(base.data.batch_size, 2 ** int(math.log2(images)))
+    batch = min(base.batch_size, 2 ** int(math.log2(images)))
     times = SMALL[name] / images  # epochs for each of the base's, so that as many views are seen
-    epochs, warmup = (round(value * times, 2) for value in (base.train.epochs, base.optim.warmup_epochs))
+    epochs = VIEWS_SEEN[name] / images
+    length = f"{rule.minutes:g}minutes" if rule.minutes else f"{epochs:.3g}epochs"
     workers = min(machine.num_cores - 1, MAX_WORKERS) if machine.gpu_gb else machine.num_cores // CORES_PER_WORKER
     workers = max(workers, 1 if machine.num_cores > 1 else 0)
-
-    values = base.model_dump()
-    values["name"] = AUTO
-    values["description"] = f"Chosen for {images:,} images of {look.side_px} px on {rule.words}, from {name}."
-    values["model"]["patch_size"] = view.patch_px
-    values["data"] |= {
-        "image_size": side_px, "channels": look.channels, "augmentation": view.augmentation, "batch_size": batch,
-        "workers": workers,
+    changes = {
+        "data.image_size": side_px, "data.channels": look.channels, "data.batch_size": batch, "data.workers": workers,
+        "model.patch_size": view.patch_px,
+        f"views.{MAIN}.crop_scale": view.crop_scale, f"views.{MAIN}.flip": view.flip,
+        "train.length": length, "train.precision": machine.precision,
+        "checkpoint.every_epochs": max(round(base.checkpoint.every_epochs * times), 1),
     }  # fmt: skip
-    values["optim"]["warmup_epochs"] = warmup
-    values["train"] |= {"epochs": epochs, "max_minutes": rule.minutes, "precision": machine.precision}
-    values["checkpoint"]["every_epochs"] = max(round(base.checkpoint.every_epochs * times), 1)
-    recipe = build_recipe(values, where="recipe auto")
+    changes["name"] = AUTO
+    changes["description"] = f"Chosen for {images:,} images of {look.side_px} px on {rule.words}, from {name}."
+    recipe = with_changes(base, changes, "recipe auto")
 
     side = side_px // view.patch_px
     width, depth, _, _ = recipe.model.encoder_shape
@@ -131,15 +144,15 @@ def choose_recipe(look: DataLook, machine: MachineLook) -> tuple[Recipe, list[Ch
         Choice("data.image_size", side_px, _reason_size(look, rule, side_px)),
         Choice("data.channels", look.channels, f"{_name_channels(look.channels)}, of {sampled}"),
         Choice("model.patch_size", view.patch_px, f"{side} x {side} patches, as {table}"),
-        Choice("data.augmentation", view.augmentation, f"as {table}; {STUDY}"),
+        Choice(f"views.{MAIN}.crop_scale", view.crop_scale, f"as {table}; {STUDY}"),
+        Choice(f"views.{MAIN}.flip", view.flip, f"as {table}; {STUDY}"),
         Choice("model.encoder", recipe.model.encoder, f"{width} wide, {depth} layers: {name}'s; {STUDY}"),
-        Choice("data.batch_size", batch, f"{name}'s" if batch == base.data.batch_size else f"no more than {images:,} images"),
-        Choice("train.epochs", epochs, f"as many views as {name} sees, {base.train.epochs:g} epochs of {SMALL[name]:,} images"),
-        Choice("train.max_minutes", rule.minutes, f"our default for {rule.words}: ends there if the epochs are not over"),
+        Choice("data.batch_size", batch, f"{name}'s" if batch == base.batch_size else f"no more than {images:,} images"),
+        Choice("train.length", recipe.train.length, _reason_length(name, rule)),
         Choice("optim.lr", recipe.optim.lr, f"{name}'s; {lr:.3g} at this batch; {STUDY}"),
-        Choice("optim.warmup_epochs", warmup, f"{name}'s share of the run, {warmup / epochs:.1%}"),
+        Choice("optim.warmup_frac", recipe.optim.warmup_frac, f"{name}'s"),
         *_choose_method(recipe),
-        Choice("method.regularizer", recipe.method.regularizer, _reason_regularizer(recipe)),
+        *_choose_regularizer(recipe),
         Choice("train.precision", recipe.train.precision, _reason_precision(machine)),
         Choice("data.workers", workers, f"for {machine.num_cores} cores of {rule.words}; the run says if they are too few"),
     ]
@@ -148,24 +161,34 @@ def choose_recipe(look: DataLook, machine: MachineLook) -> tuple[Recipe, list[Ch
 
 def _choose_method(recipe: Recipe) -> list[Choice]:
     """The method, with what it predicts, and how fast a target encoder follows where there is one."""
-    method, momentum = recipe.method, recipe.momentum
-    if method.name == "mae":
-        rival = f"--method.name ijepa --momentum.start {FOLLOWING}"
+    method = recipe.method
+    if isinstance(method, MAE):
+        rival = f"method.name=ijepa method.momentum.start={FOLLOWING}"
         why = f"predicts {method.targets}: better features in the same minutes than I-JEPA, {rival}; {STUDY}"
         return [Choice("method.name", method.name, why)]
-    follow = Choice("momentum.start", momentum.start, f"to {momentum.end:g}, {momentum.schedule}; {STUDY}")
-    return [Choice("method.name", method.name, f"predicts {method.targets} (arXiv 2301.08243)"), follow]
+    assert isinstance(method, IJEPA)
+    momentum = method.momentum
+    follow = Choice("method.momentum.start", momentum.start, f"to {momentum.end:g}, {momentum.schedule}; {STUDY}")
+    return [Choice("method.name", method.name, "predicts features (arXiv 2301.08243)"), follow]
+
+
+def _choose_regularizer(recipe: Recipe) -> list[Choice]:
+    assert isinstance(recipe.method, Masked)
+    regularizer = recipe.method.regularizer
+    if regularizer is None:
+        return []
+    source = {"vicreg": "arXiv 2105.04906", "sigreg": "arXiv 2511.08544"}[regularizer.name]
+    why = f"weight {regularizer.weight:g}; {source}, spec.md and {STUDY}"
+    return [Choice("method.regularizer.name", regularizer.name, why)]
 
 
 def word_choices(choices: list[Choice], recipe: Recipe) -> list[str]:
-    """A line each; where the recipe now has another value, a flag has replaced the choice."""
-    values = recipe.model_dump()
-    lines = []
+    """A line each; where the recipe now has another value, a change has replaced the choice."""
+    values, lines = flatten(recipe.model_dump()), []
     for key, chosen, reason in choices:
-        section, _, name = key.partition(".")
-        value = values[section][name] if name else chosen
-        why = reason if value == chosen else f"your flag, in place of {_word(chosen)}"
-        lines.append(f"{key:20} {_word(value):10} {why}")
+        value = chosen if key == "recipe" else values.get(key)
+        why = reason if value == chosen else f"your value, in place of {_word(chosen)}"
+        lines.append(f"{key:23} {_word(value):10} {why}")
     return lines
 
 
@@ -190,9 +213,10 @@ def _reason_recipe(images: int, name: str, nearest: str, rule: MachineRule) -> s
     return f"nearest to {images:,} images in ratio, of {', '.join(SMALL)}; {STUDY}"
 
 
-def _reason_regularizer(recipe: Recipe) -> str:
-    sources = {"vicreg": "arXiv 2105.04906", "sigreg": "arXiv 2511.08544", "none": "arXiv 2301.08243"}
-    return f"weight {recipe.method.regularizer_weight:g}; {sources[recipe.method.regularizer]}, spec.md and {STUDY}"
+def _reason_length(name: str, rule: MachineRule) -> str:
+    if rule.minutes:
+        return f"our default for {rule.words}"
+    return f"as many views as {name} sees, {VIEWS_SEEN[name]:,}"
 
 
 def _reason_precision(machine: MachineLook) -> str:

@@ -6,15 +6,19 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 
+import torch
+
 from openjepa.data.sources import ImageSource, open_source
 from openjepa.data.views import find_normalization
 from openjepa.engine.precision import choose_precision, measure_peak, pick_device
-from openjepa.masks import check_masks, sample_masks
-from openjepa.methods.cost import count_flops
+from openjepa.engine.threads import use_threads
 from openjepa.methods.make import make_method
 from openjepa.recipe.sections import Recipe
 from openjepa.runs.environment import describe_machine
-from openjepa.training.build import make_batches, measure_step, plan_steps
+from openjepa.training.build import check_views, count_classes, make_batches, measure_step, plan_steps
+from openjepa.training.cost import count_flops
+from openjepa.training.memory import settle_batch_size
+from openjepa.training.prepare import count_threads
 from openjepa.training.speed import describe_speed, in_words
 
 MEASURED_S = 20.0  # how long steps are timed
@@ -25,8 +29,9 @@ WARMUP_BATCHES = 2  # before the loader is timed: its workers start
 
 def measure_machine(data: str, recipe: Recipe) -> Iterator[str]:
     """Findings, line by line as they are made. ValueError if the data cannot be opened or the masks cannot be drawn."""
-    check_masks(recipe.mask, recipe.grid)
+    check_views(recipe)
     source = open_source(data, recipe.data.channels)
+    recipe = settle_batch_size(recipe, source)
     device = pick_device(recipe.train.device)
     precision = choose_precision(device, recipe.train.precision)
     machine = describe_machine(device)
@@ -35,10 +40,11 @@ def measure_machine(data: str, recipe: Recipe) -> Iterator[str]:
     yield f"peak of matrix products: {peak / 1e9:,.0f} GFLOP/s in {precision}, {measure_peak(device, 'fp32') / 1e9:,.0f} in fp32"
 
     mean, std = find_normalization(recipe.data, source)
-    batch = recipe.data.batch_size
-    step = measure_step(recipe, source, mean, std, MEASURED_S)
-    masks = sample_masks(recipe.mask, recipe.grid, batch, seed=0, step=0)
-    flops = sum(count_flops(make_method(recipe), masks).values())
+    batch = recipe.batch_size
+    with use_threads(count_threads(recipe, source, mean, std)):
+        step = measure_step(recipe, source, mean, std, MEASURED_S)
+    with torch.device("meta"):
+        flops = batch * count_flops(make_method(recipe, count_classes(recipe, source)), recipe)
     yield f"step of {recipe.name}, {batch} images: {step.seconds:.3g} s for {flops / 1e9:,.3g} GFLOP"
     yield f"loader alone, {recipe.data.workers} workers: {measure_loader(recipe, source):,.0f} images/s"
     row = {
@@ -59,6 +65,6 @@ def measure_loader(recipe: Recipe, source: ImageSource) -> float:
     started, count = time.perf_counter(), 0
     while (spent := time.perf_counter() - started) < LOADER_S or count == 0:
         next(batches)
-        count += recipe.data.batch_size
+        count += recipe.batch_size
     batches.close()
     return count / spent

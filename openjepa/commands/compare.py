@@ -23,12 +23,12 @@ from openjepa.commands.evaluate import evaluate_many
 from openjepa.commands.pretrain import pretrain
 from openjepa.data.sources import canonical_spec, open_labelled
 from openjepa.evals.encoders import Candidate
-from openjepa.recipe.files import build_recipe
+from openjepa.recipe.check import build_recipe
+from openjepa.recipe.edit import with_changes
 from openjepa.recipe.sections import Recipe
 from openjepa.runs.folder import RunFolder, read_json, write_json
 from openjepa.weights.load import load_encoder
 
-LONG = 10_000.0  # epochs
 MOST_PIXELS = 3 * 64 * 64  # numbers in an image: 3,400 such images took the linear probe 11 s, and 224 px are 12 times as many
 # Scores of a RunResult: (task, layers). The paper's linear probe takes the last layer or the last four (2301.08243, A.2).
 COLUMNS = {"knn": ("knn", 1), "linear": ("linear", 1), "linear_4": ("linear", 4)}
@@ -36,7 +36,7 @@ COLUMNS = {"knn": ("knn", 1), "linear": ("linear", 1), "linear_4": ("linear", 4)
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of a comparison: what it is called and which recipe keys (section.key) it changes."""
+    """A row of a comparison: what it is called and which dotted recipe keys it changes."""
 
     name: str
     changes: dict[str, Any] = field(default_factory=dict)
@@ -54,7 +54,6 @@ class Job:
     test: str
     folder: Path
     threads: int
-    probe: tuple[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -74,23 +73,6 @@ class RunResult:
     verdict: str
 
 
-def apply_changes(base: Recipe, changes: dict[str, Any], name: str) -> Recipe:
-    """The recipe with some keys (section.key) replaced; ValueError as build_recipe raises it."""
-    values = base.model_dump()
-    for path, value in changes.items():
-        section, _, key = path.partition(".")
-        if section not in values or key not in values[section]:
-            raise ValueError(f"{name}: no recipe key {path}")
-        values[section][key] = value
-    return build_recipe(values, where=name)
-
-
-def lengthen(base: Recipe) -> Recipe:
-    """The recipe with more epochs than minutes can hold, and its warm-up the same share of them: minutes alone end its runs."""
-    changes = {"train.epochs": LONG, "optim.warmup_epochs": base.optim.warmup_epochs * LONG / base.train.epochs}
-    return apply_changes(base, changes, base.name)
-
-
 def compare(
     variants: Sequence[Variant],
     base: Recipe,
@@ -101,15 +83,13 @@ def compare(
     out: Path,
     labels: str | None = None,
     jobs: int = 1,
-    probe: tuple[str, str] | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> list[RunResult]:
     """Run every variant with seeds 0, 1, ... and give what came out, by seed, then variant.
 
     train: images, which the runs see without labels; labels: labelled images to fit the probes on, those of train if not given;
     test: what the probes are tested on. out: the folder of run folders NAME-SEED. jobs: runs at the same time, which share the
-    machine's cores. probe: labelled training and test images to measure 20-NN accuracy on while training, every
-    health.probe_every_steps. note is told of each run. Raises ValueError if a change does not fit or the folder holds runs of
+    machine's cores. note is told of each run. Raises ValueError if a change does not fit or the folder holds runs of
     other settings.
     """
     labels = labels or train
@@ -119,9 +99,9 @@ def compare(
     todo = []
     for seed in range(seeds):
         for variant in variants:
-            recipe = apply_changes(base, variant.changes | {"train.seed": seed}, variant.name)
+            recipe = with_changes(base, variant.changes | {"train.seed": seed}, variant.name)
             folder = out / f"{slug(variant.name)}-{seed}"
-            todo.append(Job(variant.name, seed, recipe, train, labels, test, folder, threads, probe))
+            todo.append(Job(variant.name, seed, recipe, train, labels, test, folder, threads))
     if jobs == 1:
         return [_told(run_job(job), note, place, len(todo)) for place, job in enumerate(todo, 1)]
     # A fresh interpreter each: forked PyTorch threads hang.
@@ -145,11 +125,7 @@ def run_job(job: Job) -> RunResult:
         return RunResult(**found["outcome"])
     torch.set_num_threads(job.threads)
     try:
-        probe_train, probe_test = job.probe or (None, None)
-        label = pretrain(
-            job.train, job.recipe, job.folder, resume=folder.exists(), probe_train=probe_train, probe_test=probe_test,
-            console=Console(quiet=True),
-        ).label  # fmt: skip
+        label = pretrain(job.train, job.recipe, job.folder, resume=folder.exists(), console=Console(quiet=True)).label
         scores = _probe(job.folder, "context", job.labels, job.test)
     except ArithmeticError:
         label, scores = "diverging", dict.fromkeys(COLUMNS)

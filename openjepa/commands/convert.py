@@ -7,8 +7,6 @@ and, where the other library cuts pictures to size by itself, from whole picture
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +23,8 @@ from openjepa.data.sources import ImageSource, open_source
 from openjepa.data.views import evaluation_view
 from openjepa.engine.checkpoint import write_checkpoint
 from openjepa.nn.encoder import Encoder, EncoderOutput
+from openjepa.recipe.methods import IJEPA
+from openjepa.runs.atomic import whole
 from openjepa.runs.folder import RunFolder, read_json
 from openjepa.weights import hf, onnx, safetensors, timm
 from openjepa.weights.load import EncoderName, load_encoder
@@ -125,8 +125,10 @@ def import_weights(
         f"{size[0]} x {size[1]} px, {recipe.data.channels} channels (recipe {recipe.name}).",
     ]
     if "predictor" in weights.parts:
+        assert isinstance(recipe.method, IJEPA)
+        predictor = recipe.method.predictor
         lines.append(
-            f"Predictor: {model.predictor_width} wide, {model.predictor_depth} layers, {model.predictor_heads} heads "
+            f"Predictor: {predictor.width} wide, {predictor.depth} layers, {predictor.heads} heads "
             "(the encoder's number, as in the release)."
         )
     if heads is None and weights.heads is None:
@@ -213,23 +215,18 @@ def tile(picture: Picture, size: tuple[int, int]) -> Picture:
 
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
-    """A path of the same name in a temporary folder; all that lies in that folder moves beside `out` if no error is raised."""
+    """A place to write a new file or folder whole, with what it needs beside it. ValueError if something is there already."""
     if out.exists() or out.is_symlink():
         raise ValueError(f"{out} already exists; choose another --out")
     if not out.parent.is_dir():
-        raise ValueError(f"{out.parent} is no folder; make it first or choose another --out")
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        raise ValueError(f"there is no folder {out.parent}; make it first or choose another --out")
     try:
-        yield temporary / out.name
-        for written in sorted(temporary.iterdir(), key=lambda path: path.name == out.name):  # what it needs goes first
-            target = out.parent / written.name
-            if target.exists():
-                raise ValueError(f"{target} already exists; choose another --out")
-            written.rename(target)
+        with whole(out) as temporary:
+            yield temporary
+    except FileExistsError as error:
+        raise ValueError(f"{error}; choose another --out") from None
     except SafetensorError as error:
         raise OSError(f"{out} could not be written: {str(error).split('I/O error: ')[-1]}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _read(path: Path, encoder: EncoderName | None) -> Weights:

@@ -14,8 +14,9 @@ from openjepa.commands.pretrain import pretrain
 from openjepa.commands.report import write_report
 from openjepa.evals import TASKS
 from openjepa.evals.encoders import Candidate
-from openjepa.recipe.edit import changed_keys
-from openjepa.recipe.files import build_recipe, load_recipe
+from openjepa.recipe.check import build_recipe
+from openjepa.recipe.edit import changed_keys, with_changes
+from openjepa.recipe.files import load_recipe
 from openjepa.runs.folder import Row, RunFolder
 from openjepa.runs.lock import lock_run
 
@@ -39,10 +40,9 @@ def run_demo(out: Path, minutes: float | None) -> None:
     _make_room(out)
     recipe = load_recipe("demo")
     if minutes is not None:
-        values = recipe.model_dump()
-        values["train"]["max_minutes"] = minutes
-        recipe = build_recipe(values)
-    console.print(f"Pretraining I-JEPA on 10,000 embedded images for {recipe.train.max_minutes:g} minutes, without labels.")
+        recipe = with_changes(recipe, {"train.length": f"{minutes:g}minutes"})
+    minutes = recipe.train.run_length.amount
+    console.print(f"Pretraining I-JEPA on 10,000 embedded images for {minutes:g} minutes, without labels.")
     verdict = pretrain(TRAIN, recipe, out, console=console)
     console.print("Evaluating: 20 nearest neighbours and linear probes, 10,000 labelled training and 2,000 test images.")
     records = evaluate_many(out, list(NAMES), list(COLUMNS), TRAIN, TEST, device="cpu", note=console.print)
@@ -104,4 +104,4 @@ def _is_as_it_was(folder: RunFolder) -> bool:
     if not folder.exists():
         return True
     recorded = build_recipe(folder.read_run()["recipe"], where=str(folder.run_json))
-    return changed_keys(load_recipe("demo"), recorded).keys() <= {"train.max_minutes"}
+    return changed_keys(load_recipe("demo"), recorded).keys() <= {"train.length"}

@@ -11,10 +11,12 @@ from openjepa.data.loader import evaluation_batches
 from openjepa.data.sources import open_source, spread
 from openjepa.data.views import find_normalization
 from openjepa.engine.precision import pick_device
-from openjepa.masks import check_masks, measure_coverage
+from openjepa.engine.threads import use_threads
+from openjepa.masks import measure_coverage
 from openjepa.recipe.sections import Recipe
-from openjepa.training.build import measure_step, plan_steps
-from openjepa.training.memory import fit_memory, free_bytes, peak_bytes
+from openjepa.training.build import check_views, count_classes, measure_step, plan_steps
+from openjepa.training.memory import fit_memory, free_bytes, peak_bytes, settle_batch_size
+from openjepa.training.prepare import count_threads
 from openjepa.training.speed import in_words
 
 MEASURED_S = 20.0  # how long steps are timed
@@ -26,7 +28,8 @@ def examine(data: str, recipe: Recipe) -> Iterator[str]:
     sample_idx = spread(len(source), recipe.health.num_images)
     yield from describe_data(source, sample_idx)
     check_number(len(source), source.spec)
-    check_masks(recipe.mask, recipe.grid)
+    check_views(recipe)
+    recipe = settle_batch_size(recipe, source)
     views, _, skipped = zip(*evaluation_batches(source, recipe.data.size, indices=sample_idx), strict=True)
     if unreadable := [pair for pairs in skipped for pair in pairs]:
         path, reason = unreadable[0]
@@ -34,25 +37,28 @@ def examine(data: str, recipe: Recipe) -> Iterator[str]:
         yield f"{counted} cannot be read and would be skipped, for example {path}: {reason}"
     for finding in find_problems(torch.cat(views), len(source)):
         yield f"warning: {finding.words}"
-    coverage = measure_coverage(recipe.mask, recipe.grid)
     height, width = recipe.data.size
+    hidden = ""
+    if recipe.mask is not None:
+        coverage = measure_coverage(recipe.mask, recipe.grid)
+        hidden = f"; masks show {coverage.context_frac:.0%}, hide {coverage.target_frac:.0%} as targets"
     yield (
         f"recipe {recipe.name}: {height} x {width} px, {recipe.grid[0]} x {recipe.grid[1]} patches of "
-        f"{recipe.model.patch_size} px; "
-        f"masks show {coverage.context_frac:.0%}, hide {coverage.target_frac:.0%} as targets"
+        f"{recipe.model.patch_size} px{hidden}"
     )
-    if len(source) < recipe.data.batch_size:
-        batch = recipe.data.batch_size
-        yield f"only {len(source)} images for a batch of {batch}, so that images repeat within it; lower --data.batch-size"
+    batch = recipe.batch_size
+    if len(source) < batch:
+        yield f"only {len(source)} images for a batch of {batch}, so that images repeat within it; lower data.batch_size"
     mean, std = find_normalization(recipe.data, source)
-    line = fit_memory(recipe)
-    step_s = measure_step(recipe, source, mean, std, MEASURED_S).seconds
+    line = fit_memory(recipe, count_classes(recipe, source))
+    with use_threads(count_threads(recipe, source, mean, std)):
+        step_s = measure_step(recipe, source, mean, std, MEASURED_S).seconds
     steps = plan_steps(recipe, len(source), step_s)
-    yield f"a step of {recipe.data.batch_size} images takes {step_s:.2f} s here: {recipe.data.batch_size / step_s:.1f} images/s"
-    yield f"{steps} steps, {steps * recipe.data.batch_size / len(source):.1f} epochs: about {in_words(steps * step_s)}"
+    yield f"a step of {batch} images takes {step_s:.2f} s here: {batch / step_s:.1f} images/s"
+    yield f"{steps} steps, {steps * batch / len(source):.1f} epochs: about {in_words(steps * step_s)}"
     device = pick_device(recipe.train.device)
-    predicted, measured, free = line.predict(recipe.data.batch_size), peak_bytes(device), free_bytes(device)
+    predicted, measured, free = line.predict(batch), peak_bytes(device), free_bytes(device)
     yield (
         f"peak memory: {predicted / 2**30:.1f} GB predicted from two small batches, {measured / 2**30:.1f} GB measured, "
-        f"{free / 2**30:.0f} GB free; --batch auto takes what fits"
+        f"{free / 2**30:.0f} GB free; data.batch_size=auto takes what fits"
     )

@@ -6,10 +6,7 @@ computed, so a folder of any size fits in memory, to a temporary file that is re
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +19,7 @@ from pyarrow import parquet
 from openjepa.data.sources import ImageSource, open_source, printable
 from openjepa.engine.precision import Precision, pick_device
 from openjepa.evals.features import FeatureBatch, ImageEncoder, stream_features
+from openjepa.runs.atomic import whole
 from openjepa.runs.version import __version__
 from openjepa.weights.load import EncoderName, load_encoder
 
@@ -67,7 +65,8 @@ def write_features(
     metadata = {"encoder": encoder_name, "run": printable(run), "data": printable(source.spec), "version": __version__}
     skipped: list[tuple[str, str]] = []
     num_images = 0
-    with _whole_or_not_at_all(path) as temporary:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as temporary:
         tables = (_make_table(group, source, metadata) for group in _gather(batches, skipped))
         first = next(tables)  # tells the width
         with parquet.ParquetWriter(temporary, first.schema, compression="zstd", use_dictionary=["label"]) as writer:
@@ -106,24 +105,6 @@ def _make_table(batch: FeatureBatch, source: ImageSource, metadata: Mapping[str,
         "features": pa.FixedSizeListArray.from_arrays(pa.array(batch.rows.reshape(-1)), batch.rows.shape[1]),
     }
     return pa.table(columns, metadata={f"openjepa.{key}": value for key, value in metadata.items()})
-
-
-@contextmanager
-def _whole_or_not_at_all(path: Path) -> Iterator[Path]:
-    """A temporary file beside the path, renamed over it at the end, or removed after an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def embed(

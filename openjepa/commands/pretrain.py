@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from rich.console import Console
 
-from openjepa.commands.auto import choose
+from openjepa.commands.auto import choose, word_choices
 from openjepa.data.inspect import check_number
 from openjepa.data.sources import open_labelled, open_source
 from openjepa.engine.fp8 import require_fp8
 from openjepa.engine.precision import pick_device
 from openjepa.evals.probe import Probe
 from openjepa.health.verdict import Verdict
-from openjepa.masks import check_masks
 from openjepa.nn.encoder import Encoder
-from openjepa.recipe.files import AUTO, build_recipe, load_recipe
+from openjepa.recipe.edit import with_changes
+from openjepa.recipe.files import AUTO, list_recipes, load_recipe
 from openjepa.recipe.sections import Recipe
 from openjepa.runs.folder import RunFolder, read_json
 from openjepa.runs.lock import lock_run
+from openjepa.training.build import check_views, count_classes
 from openjepa.training.hooks import ProbeEncoder
-from openjepa.training.memory import find_batch_size, with_batch_size
-from openjepa.training.prepare import describe_run, reopen_run
+from openjepa.training.memory import settle_batch_size
+from openjepa.training.prepare import describe_run, read_recorded, reopen_run
 from openjepa.training.session import Session
 from openjepa.weights.initial import open_initial
 
@@ -32,59 +34,45 @@ def pretrain(
     recipe: Recipe | str | None = None,
     out: str | Path = "runs/run",
     *,
+    changes: Mapping[str, Any] | None = None,
     init: str | Path | None = None,
-    batch: Literal["auto"] | None = None,
     resume: bool = False,
     accept_changes: bool = False,
-    probe_train: str | None = None,
-    probe_test: str | None = None,
     console: Console | None = None,
 ) -> Verdict:
     """Pretrain on images and give the verdict; everything else is in the run folder `out`.
 
     data: a folder, `sample:train`, or `fashion-mnist:FOLDER:train`. recipe: a Recipe, auto, a shipped name or a YAML file; on
-    resume None and auto take the recorded one. init: a checkpoint or run whose weights a new run starts from. batch: auto takes
-    the largest that fits in place of the recipe's. probe_train and probe_test: labelled data for a 20-NN probe while training.
-    Raises ValueError (bad input), OSError (disk), ArithmeticError (ten non-finite steps in a row), Interrupted.
+    resume None and auto take the recorded one. changes: values of dotted keys in place of the recipe's. init: a checkpoint or
+    run whose weights a new run starts from. Raises ValueError (bad input), OSError (disk), ArithmeticError (ten non-finite steps
+    in a row), Interrupted.
     """
     console = console or Console(stderr=True, soft_wrap=True)
     folder = RunFolder(out)
-    if recipe == AUTO:
-        recipe = None if resume else choose(data)[0]
-    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    if (probe_train is None) != (probe_test is None):
-        raise ValueError("a probe needs both --probe-train and --probe-test")
     if resume and init is not None:
         raise ValueError("a resumed run goes on from its own weights: drop --init, or choose another --out and drop --resume")
-    if resume:
-        recorded = build_recipe(folder.read_run()["recipe"], where=str(folder.run_json))
-    elif folder.exists():
+    if not resume and folder.exists():
         raise ValueError(f"{folder.path} already holds a run; add --resume to go on, or choose another --out")
-    elif recipe is None:
-        raise ValueError("a new run needs --recipe auto, NAME or FILE; `openjepa recipes` lists them")
+    asked = _find_recipe(data, recipe, folder if resume else None, changes or {}, console)
     folder.check_place()
-    asked = recipe or recorded
-    check_masks(asked.mask, asked.grid)
+    check_views(asked)
     if asked.train.fp8:
         require_fp8(pick_device(asked.train.device))
     source = open_source(data, asked.data.channels)
     check_number(len(source), source.spec)
-    labelled = [open_labelled(spec, asked.data.channels) for spec in (probe_train, probe_test) if spec]
-
-    def make_probe(untrained: Encoder) -> ProbeEncoder:
-        return Probe(labelled[0], labelled[1], asked.data.size, asked.data.channels, untrained).measure
-
-    if batch == "auto":
+    count_classes(asked, source)
+    make_probe = _open_probe(asked)
+    if asked.data.batch_size == "auto":
         if resume:
-            raise ValueError("a resumed run keeps its batch size: drop --batch auto")
-        asked = with_batch_size(asked, find_batch_size(asked, len(source)))
-        console.print(f"The largest batch that fits: {asked.data.batch_size} images.", highlight=False, markup=False)
+            raise ValueError("a resumed run keeps its batch size: drop data.batch_size=auto")
+        asked = settle_batch_size(asked, source)
+        console.print(f"The largest batch that fits: {asked.batch_size} images.", highlight=False, markup=False)
     initial = open_initial(init, asked) if init is not None else None
     # Whatever can be refused is found out before anything is written.
     if resume:
         with lock_run(folder.path):
-            session = Session(asked, source, folder, reopen_run(recipe, source, folder, accept_changes), console)
-            session.measure_untrained(make_probe if labelled else None)
+            session = Session(asked, source, folder, reopen_run(asked, source, folder, accept_changes), console)
+            session.measure_untrained(make_probe)
             session.resume()
             if session.start_step >= session.total_steps:
                 session.say(f"{folder.path} is already trained to its last step, {session.total_steps}.")
@@ -92,7 +80,7 @@ def pretrain(
             session.write_facts()
             return session.train()
     session = Session(asked, source, folder, describe_run(asked, source, initial), console)
-    session.measure_untrained(make_probe if labelled else None)
+    session.measure_untrained(make_probe)
     if initial is not None:
         session.start_from(initial)
     folder.create()
@@ -101,3 +89,35 @@ def pretrain(
             raise ValueError(f"{folder.path} already holds a run, started a moment ago; choose another --out")
         session.write_facts()
         return session.train()
+
+
+def _find_recipe(
+    data: str, recipe: Recipe | str | None, resumed: RunFolder | None, changes: Mapping[str, Any], console: Console
+) -> Recipe:
+    """What is asked for: a recipe by whatever name, or a resumed run's own, with the user's changes."""
+    if isinstance(recipe, Recipe):
+        base = recipe
+    elif resumed is not None and recipe in (None, AUTO):
+        base = read_recorded(resumed)
+    elif recipe == AUTO:
+        base, choices = choose(data, changes.get("train.device", "auto"))
+        chosen = with_changes(base, changes)
+        for line in (base.description, *word_choices(choices, chosen)):
+            console.print(line, highlight=False, markup=False)
+        return chosen
+    elif recipe is None:
+        raise ValueError(
+            "a new run needs --recipe auto, which chooses for the images, or --recipe NAME or FILE; shipped: "
+            f"{', '.join(list_recipes())}"
+        )
+    else:
+        base = load_recipe(recipe)
+    return with_changes(base, changes) if changes else base
+
+
+def _open_probe(recipe: Recipe) -> Callable[[Encoder], ProbeEncoder] | None:
+    """The probe that the recipe asks for, from the untrained encoder; None for none. ValueError if its data has no labels."""
+    if (probe := recipe.health.probe) is None:
+        return None
+    train, test = (open_labelled(spec, recipe.data.channels) for spec in (probe.train, probe.test))
+    return lambda untrained: Probe(train, test, recipe.data.size, recipe.data.channels, untrained).measure

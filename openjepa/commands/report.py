@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from openjepa.data.loader import evaluation_batches
 from openjepa.data.sources import ImageSource, name_held_out, open_source, spread
+from openjepa.engine.neighbours import find_neighbours
 from openjepa.health.verdict import LEARNED_VARIANCE_FRAC, MAX_GRAD_NORM, MIN_FEATURE_VARIANCE, RunFacts, find_healthy_rank
 from openjepa.nn.encoder import Encoder, EncoderOutput
 from openjepa.report.page import build_report
@@ -86,6 +87,8 @@ def _draw_beliefs(checkpoint: Path, source: ImageSource, pool: ImageSource) -> t
         trained = load_method(checkpoint)
     except ValueError as error:
         return None, f"Nothing is known of what the predictor believes: {error}."
+    if trained.recipe.mask is None:
+        return None, ""
     is_held_out = source.spec != pool.spec
     num_shown = min(NUM_BELIEFS, len(source) if is_held_out else len(source) // 2)
     wanted_idx = spread(len(source), num_shown)
@@ -130,8 +133,8 @@ def _find_neighbours(encoder: Encoder, queries: _Queries, pool: ImageSource) -> 
     num_searched = len(searched_idx) - int(is_itself.sum(1).max())
     if num_searched < NUM_NEIGHBOURS:
         return None
-    similarity = functional.normalize(queries.pooled, dim=1) @ functional.normalize(pooled, dim=1).T
-    cosines, places = similarity.masked_fill(is_itself, -torch.inf).topk(NUM_NEIGHBOURS)
+    places = find_neighbours(queries.pooled, pooled, NUM_NEIGHBOURS, is_itself).idx
+    cosines = functional.cosine_similarity(queries.pooled[:, None], pooled[places], dim=-1)
     found_idx = searched_idx[places].numpy()
     found = [_channels_last(_load(pool, encoder.size, row)[0]) for row in found_idx]
     classes, own_classes = _name_classes(pool, found_idx), _name_classes(queries.source, queries.image_idx)

@@ -1,8 +1,8 @@
-"""Colour changes of the stronger augmentation levels, on uint8 views (H, W, C).
+"""Colour changes of views, on uint8 (H, W, C).
 
-Brightness, contrast, saturation and hue as in SimCLR (Chen et al. 2020, arXiv 2002.05709, appendix A) at torchvision's
-common strengths 0.4, 0.4, 0.4 and 0.1, in random order; blur and solarize as in BYOL (Grill et al. 2020, arXiv
-2006.07733, appendix B). Images without three channels have no saturation and no hue. Hue turns in steps of 1/256.
+Brightness, contrast, saturation and hue as in SimCLR (Chen et al. 2020, arXiv 2002.05709, appendix A), in random order;
+blur and solarize as in BYOL (Grill et al. 2020, arXiv 2006.07733, appendix B). Images without three channels have no
+saturation and no hue. Hue turns in steps of 1/256.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from PIL import Image, ImageFilter
 
 from openjepa.data.decode import Pixels
 
-STRENGTH = 0.4  # factors lie in 1 - STRENGTH to 1 + STRENGTH
-HUE_STRENGTH = 0.1  # share of a full turn, either way
 BLUR_SIGMA_PX = (0.1, 2.0)
 SOLARIZE_FROM = 128
 Grey = Float32[np.ndarray, "height width 1"]
@@ -24,18 +22,26 @@ Grey = Float32[np.ndarray, "height width 1"]
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow and torchvision turn colour to grey
 
 
-def jitter_colour(view: Pixels, generator: np.random.Generator) -> Pixels:
-    """Brightness, contrast, saturation and hue, each changed by a random factor, in random order."""
+def jitter_colour(view: Pixels, strengths: tuple[float, float, float, float], generator: np.random.Generator) -> Pixels:
+    """Brightness, contrast, saturation and hue, each changed by a random factor, in random order.
+
+    strengths: factors lie in 1 - strength (at least 0) to 1 + strength; hue turns by up to its strength, a share of a full turn.
+    """
     changes: list[Callable[[Pixels, float], Pixels]] = [adjust_brightness, adjust_contrast]
     if view.shape[2] == 3:
         changes += [adjust_saturation, adjust_hue]
     for position in generator.permutation(len(changes)):
-        change = changes[position]
+        change, strength = changes[position], strengths[position]
         if change is adjust_hue:
-            view = change(view, generator.uniform(-HUE_STRENGTH, HUE_STRENGTH))
+            view = change(view, generator.uniform(-strength, strength))
         else:
-            view = change(view, generator.uniform(1 - STRENGTH, 1 + STRENGTH))
+            view = change(view, generator.uniform(max(1 - strength, 0), 1 + strength))
     return view
+
+
+def remove_colour(view: Pixels) -> Pixels:
+    """The view in grey, with as many channels."""
+    return np.broadcast_to(_grey(view).astype(np.uint8), view.shape)
 
 
 def adjust_brightness(view: Pixels, factor: float) -> Pixels:

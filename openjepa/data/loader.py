@@ -1,10 +1,10 @@
 """Batches: which images, which views and which masks a step trains on.
 
 Position p of the training stream is image p mod N of epoch p // N, and each epoch is a fresh permutation of all N
-images. A view is a function of (seed, position), the masks of a global batch are one of (seed, step). Step s of rank r
-takes the positions from s * global batch + r * local batch on, in micro-batches, and its rows of the masks. So a run
-resumes at any step without replaying, and neither the number of processes nor of workers changes what is seen
-(tests/laws/test_sample_order.py, tests/unit/test_loader.py).
+images. A view is a function of (seed, position, its group and number), the masks of a global batch are one of (seed, step,
+group). Step s of rank r takes the positions from s * global batch + r * local batch on, in micro-batches, and its rows of the
+masks. So a run resumes at any step without replaying, and neither the number of processes nor of workers changes what is
+seen (tests/laws/test_sample_order.py, tests/unit/test_loader.py).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import pickle
 import signal
 import weakref
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -27,15 +27,17 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from openjepa.data.batch import Batch, Views
 from openjepa.data.decode import DecodeError
 from openjepa.data.sources import ArraySource, ImageSource
-from openjepa.data.views import View, evaluation_view, training_view
+from openjepa.data.views import View, ViewPlan, evaluation_view, training_views
 from openjepa.masks import Masks, sample_masks
-from openjepa.recipe.sections import Data, Mask
+from openjepa.recipe.views import ViewGroup
 
 # What a generator is for: the second number of its seed.
 ORDER, VIEW, REPLACEMENT = 2, 3, 4
 
+MOST_VIEWS = 2**16  # of a group, whose views and those of the next have numbers of their own
 REPLACEMENT_TRIES = 20
 PREFETCH_STEPS = 2  # per worker
 SHARED_MEMORY = Path("/dev/shm")
@@ -48,22 +50,6 @@ LEAST_SHARED_BYTES = 2**30  # free: containers get 64 MB, and a batch of 2,048 i
 
 Item = TypeVar("Item")
 EvaluationBatch = tuple[UInt8[Tensor, "B C H W"], Int64[Tensor, " B"], list[tuple[str, str]]]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A micro-batch: what goes through the model at once. A step of one process is accumulation_steps of them."""
-
-    step: int
-    images: UInt8[Tensor, "B C H W"]
-    masks: Masks
-    image_idx: Int64[Tensor, " B"]  # numbers in the source
-    skipped: list[tuple[str, str]] = field(default_factory=list)  # (path, reason) of unreadable files, replaced by others
-    share: float = 1.0  # of the real target tokens of the step's global batch
-
-    def pin_memory(self) -> Batch:
-        """Called by the DataLoader, so that copies of the images to a GPU overlap with its work."""
-        return replace(self, images=self.images.pin_memory())
 
 
 def sample_order(num_images: int, seed: int, start: int, count: int) -> Int64[np.ndarray, " {count}"]:
@@ -84,33 +70,46 @@ def _shuffle_epoch(num_images: int, seed: int, epoch: int) -> Int64[np.ndarray, 
     return order
 
 
+@dataclass(frozen=True)
+class StreamSettings:
+    """What a run's stream of batches is made of."""
+
+    groups: tuple[GroupSettings, ...]
+    batch_size: int  # images of the global batch
+    workers: int
+    seed: int
+    accumulation_steps: int = 1
+    with_labels: bool = False
+    rank: int = 0
+    world_size: int = 1
+
+
+class GroupSettings(NamedTuple):
+    """A group of views: its name, its settings, and what they come to for this recipe."""
+
+    name: str
+    views: ViewGroup
+    size: tuple[int, int]  # height and width in pixels
+    grid: tuple[int, int]  # patches
+
+
 def training_batches(
-    source: ImageSource,
-    settings: Data,
-    mask: Mask,
-    grid: tuple[int, int],
-    *,
-    seed: int,
-    start_step: int,
-    total_steps: int,
-    accumulation_steps: int = 1,
-    rank: int = 0,
-    world_size: int = 1,
+    source: ImageSource, settings: StreamSettings, *, start_step: int, total_steps: int
 ) -> Generator[Batch, None, None]:
     """Micro-batches of the steps start_step to total_steps - 1 of one process: accumulation_steps of them for each step.
 
-    B = settings.batch_size // world_size // accumulation_steps. An unreadable image is replaced by another and listed in
+    B = batch_size // world_size // accumulation_steps. An unreadable image is replaced by another and listed in
     `Batch.skipped`. Closing the generator ends its workers. Raises ValueError if the batch cannot be divided evenly; while
     iterating, DecodeError if replacements fail as well.
     """
-    if settings.batch_size % (world_size * accumulation_steps):
+    pieces = settings.world_size * settings.accumulation_steps
+    if settings.batch_size % pieces:
         raise ValueError(
-            f"data.batch_size {settings.batch_size} cannot be shared evenly by {world_size} processes with "
-            f"train.accumulation_steps {accumulation_steps}; make it a multiple of {world_size * accumulation_steps}"
+            f"data.batch_size {settings.batch_size} cannot be shared evenly by {settings.world_size} processes with "
+            f"train.accumulation_steps {settings.accumulation_steps}; make it a multiple of {pieces}"
         )
-    assert source.channels == settings.channels, (source.channels, settings.channels)
-    items = _MicroBatches(source, settings, mask, grid, seed, accumulation_steps, rank, world_size)
-    numbers = range(start_step * accumulation_steps, total_steps * accumulation_steps)
+    items = _MicroBatches(source, settings)
+    numbers = range(start_step * settings.accumulation_steps, total_steps * settings.accumulation_steps)
     return stream_items(items, numbers, settings.workers, pin_memory=torch.cuda.is_available())
 
 
@@ -141,44 +140,62 @@ class _MicroBatches(Dataset[Batch | ValueError]):
     """
 
     source: ImageSource
-    settings: Data
-    mask: Mask
-    grid: tuple[int, int]
-    seed: int
-    accumulation_steps: int
-    rank: int
-    world_size: int
+    settings: StreamSettings
 
     def __getitem__(self, number: int) -> Batch | ValueError:
         try:
-            return self._make_batch(*divmod(number, self.accumulation_steps))
+            return self._make_batch(*divmod(number, self.settings.accumulation_steps))
         except ValueError as error:
             return error
 
     def _make_batch(self, step: int, micro_batch: int) -> Batch:
-        global_batch = self.settings.batch_size
-        count = global_batch // self.world_size // self.accumulation_steps
-        first = (self.rank * self.accumulation_steps + micro_batch) * count  # within the global batch
-        position = step * global_batch + first
-        order = sample_order(len(self.source), self.seed, position, count)
-        height, width = self.settings.size
-        views = np.empty((count, self.source.channels, height, width), np.uint8)
+        settings = self.settings
+        count = settings.batch_size // settings.world_size // settings.accumulation_steps
+        first = (settings.rank * settings.accumulation_steps + micro_batch) * count  # within the global batch
+        position = step * settings.batch_size + first
+        order = sample_order(len(self.source), settings.seed, position, count)
+        images = [np.empty((count, group.views.count, self.source.channels, *group.size), np.uint8) for group in settings.groups]
         image_idx = np.empty(count, np.int64)
         skipped: list[tuple[str, str]] = []
         for i in range(count):
-            views[i], image_idx[i] = self._make_view(int(order[i]), position + i, skipped)
-        drawn = sample_masks(self.mask, self.grid, global_batch, seed=self.seed, step=step)
-        masks = drawn.take(first, first + count)
-        share = float(masks.target_lengths.sum() / drawn.target_lengths.sum())
-        return Batch(step, torch.from_numpy(views), masks, torch.from_numpy(image_idx), skipped, share)
+            views, image_idx[i] = self._make_views(int(order[i]), position + i, skipped)
+            for place, group in zip(images, settings.groups, strict=True):
+                place[i] = views[: group.views.count]
+                views = views[group.views.count :]
+        share, groups = count / settings.batch_size, {}
+        for number, (group, pixels) in enumerate(zip(settings.groups, images, strict=True)):
+            masks = None
+            if group.views.mask is not None:
+                masks, share = self._draw_masks(number, step, first, count)
+            groups[group.name] = Views(torch.from_numpy(pixels), masks)
+        labels = None
+        if settings.with_labels:
+            assert self.source.labels is not None, self.source.spec
+            labels = torch.from_numpy(np.asarray(self.source.labels)[image_idx].astype(np.int64))
+        return Batch(step, groups, torch.from_numpy(image_idx), labels, skipped, share)
 
-    def _make_view(self, number: int, position: int, skipped: list[tuple[str, str]]) -> tuple[View, int]:
-        """View and number of the image at a position of the stream, or of the first readable one of a random row of others."""
+    def _draw_masks(self, number: int, step: int, first: int, count: int) -> tuple[Masks, float]:
+        """The masks of a group's views of this micro-batch, and its share of the global batch's real target tokens."""
+        settings, group = self.settings, self.settings.groups[number]
+        assert group.views.mask is not None
+        num_views = group.views.count
+        drawn = sample_masks(
+            group.views.mask, group.grid, settings.batch_size * num_views, seed=settings.seed, step=step, group=number
+        )
+        masks = drawn.take(first * num_views, (first + count) * num_views)
+        return masks, float(masks.target_lengths.sum() / drawn.target_lengths.sum())
+
+    def _make_views(self, number: int, position: int, skipped: list[tuple[str, str]]) -> tuple[list[View], int]:
+        """Views and number of the image at a position of the stream, or of the first readable one of a random row of others."""
         for candidate in self._list_candidates(number, position):
-            generator = np.random.default_rng([self.seed, VIEW, position])
+            key = (self.settings.seed, VIEW, position)
+            plans = [
+                ViewPlan(group.views, group.size, np.random.default_rng([*key, MOST_VIEWS * place + view]))
+                for place, group in enumerate(self.settings.groups)
+                for view in range(group.views.count)
+            ]
             try:
-                view = training_view(self.source.open(candidate), self.settings.size, self.settings, generator)
-                return view, candidate
+                return training_views(self.source.open(candidate), plans), candidate
             except DecodeError as error:
                 skipped.append((self.source.path(candidate), error.reason))
         path, reason = skipped[-1]
@@ -188,7 +205,7 @@ class _MicroBatches(Dataset[Batch | ValueError]):
 
     def _list_candidates(self, number: int, position: int) -> Iterator[int]:
         yield number
-        generator = np.random.default_rng([self.seed, REPLACEMENT, position])
+        generator = np.random.default_rng([self.settings.seed, REPLACEMENT, position])
         yield from generator.integers(len(self.source), size=REPLACEMENT_TRIES).tolist()
 
 

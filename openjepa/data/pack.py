@@ -30,7 +30,7 @@ from openjepa.data.loader import stream_items
 from openjepa.data.skipped import one_line
 from openjepa.data.sources import ImageSource, spread
 from openjepa.data.sources.packed import METADATA_KEY, PIXELS, SKIPPED, TABLE, VERSION
-from openjepa.data.views import cut
+from openjepa.data.views import cut, decode_for
 
 PART_IMAGES = 16  # that a worker hands over at once
 MEASURED_IMAGES = 200  # whose sizes say how much room will be needed
@@ -151,7 +151,8 @@ def _shrink(image: Picture, size_px: int) -> Pixels:
     height, width = image.size
     if min(height, width) <= size_px:
         return image.decode()
-    return cut(image, (0, 0, height, width), _fit((height, width), size_px))
+    size = _fit((height, width), size_px)
+    return cut(*decode_for(image, (0, 0, height, width), size), size)
 
 
 def _fit(size: tuple[int, int], size_px: int) -> tuple[int, int]:

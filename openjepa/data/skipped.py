@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from openjepa.runs.folder import write_atomic
+from openjepa.runs.atomic import write_atomic
 
 MOST_FRAC = 0.05
 

@@ -1,7 +1,7 @@
 """Views: an image of any size, uint8 (H, W, C), cut and resized to the size that the encoder takes, uint8 (C, h, w).
 
 Training: random resized crop as in GoogLeNet (Szegedy et al. 2014, arXiv 1409.4842, section 6) and torchvision, mirrored
-at random; the stronger levels add colour changes. Evaluation: shorter side resized, centre cropped. Resizing is bilinear
+at random, with the colour changes of the group of views. Evaluation: shorter side resized, centre cropped. Resizing is bilinear
 with antialiasing, the default of torchvision and of the I-JEPA release. Deviation: a crop's aspect is drawn relative to
 the view's, which changes nothing for square views (test_views pins both).
 """
@@ -9,6 +9,8 @@ the view's, which changes nothing for square views (test_views pins both).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +18,11 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from openjepa.data.colour import blur, jitter_colour, solarize
+from openjepa.data.colour import blur, jitter_colour, remove_colour, solarize
 from openjepa.data.decode import DecodeError, Picture, Pixels
 from openjepa.data.sources import ImageSource
 from openjepa.recipe.sections import Data
+from openjepa.recipe.views import ViewGroup
 
 View = UInt8[np.ndarray, "channels view_height view_width"]
 Box = tuple[int | float, int | float, int | float, int | float]  # top, left, height and width in pixels
@@ -31,9 +34,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 CROP_ASPECT = (3 / 4, 4 / 3)  # width / height before squashing; arXiv 1409.4842
 CROP_TRIES = 10  # torchvision's
-JITTER_PROBABILITY = 0.8  # SimCLR's (Chen et al. 2020, arXiv 2002.05709, appendix A), as is the blur's
-BLUR_PROBABILITY = 0.5
-SOLARIZE_PROBABILITY = 0.2  # BYOL's (Grill et al. 2020, arXiv 2006.07733, appendix B)
 NORMALIZATION_IMAGES = 2000  # enough for a mean to two digits
 LOWEST_STD = 1 / 255  # one grey level: constant images have a standard deviation of 0, and pixels are divided by it
 MEASURED_SIDE_PX = 512
@@ -41,43 +41,71 @@ REDUCTIONS = (8, 4, 2)  # that a JPEG decodes to at less cost
 OVERSAMPLING = 1.5  # docs/performance.md compares others: from here on the difference is below that of JPEG itself
 
 
-def training_view(image: Picture, size: tuple[int, int], settings: Data, generator: np.random.Generator) -> View:
-    """A random view (C, height, width) of an image; all randomness is the generator's.
+class ViewPlan(NamedTuple):
+    """A view that is to be cut: its settings, height and width in pixels, and the generator of its randomness."""
 
-    Levels: none is the evaluation view; minimal crops and mirrors; moderate adds colour jitter; strong adds blur and solarize.
-    Raises DecodeError if the image cannot be read.
+    group: ViewGroup
+    size: tuple[int, int]
+    generator: np.random.Generator
+
+
+def training_views(image: Picture, plans: Sequence[ViewPlan]) -> list[View]:
+    """Random views of an image, each (C, height, width); the image is decoded once, as finely as the finest view needs.
+
+    A view's randomness is its generator's. Raises DecodeError if the image cannot be read.
     """
-    if settings.augmentation == "none":
-        return evaluation_view(image, size)
-    top, left, height, width = draw_crop(image.size, size, settings.crop_scale, generator)
-    view = cut(image, (top, left, height, width), size)
-    if generator.random() < settings.flip_probability:
+    boxes = [
+        find_middle(image.size, plan.size)
+        if plan.group.crop_scale is None
+        else draw_crop(image.size, plan.size, plan.group.crop_scale, plan.generator)
+        for plan in plans
+    ]
+    reduction = min(find_reduction(box, plan.size) for box, plan in zip(boxes, plans, strict=True))
+    pixels = image.decode(reduction)
+    is_whole = pixels.shape[:2] == image.size
+    views = []
+    for (group, size, generator), in_image in zip(plans, boxes, strict=True):
+        box = in_image if is_whole else reduce_box(in_image, reduction)
+        view = _resize(pixels, box, size) if group.crop_scale is None else cut(pixels, box, size)
+        views.append(np.ascontiguousarray(_change(view, group, generator).transpose(2, 0, 1)))
+    return views
+
+
+def _change(view: Pixels, group: ViewGroup, generator: np.random.Generator) -> Pixels:
+    """Mirror, colour, grey, blur, solarize, in the order of SimCLR and BYOL, each as often as the group says."""
+    if generator.random() < group.flip:
         view = view[:, ::-1]
-    if settings.augmentation != "minimal" and generator.random() < JITTER_PROBABILITY:
-        view = jitter_colour(view, generator)
-    if settings.augmentation == "strong":
-        if generator.random() < BLUR_PROBABILITY:
-            view = blur(view, generator)
-        if generator.random() < SOLARIZE_PROBABILITY:
-            view = solarize(view)
-    return np.ascontiguousarray(view.transpose(2, 0, 1))
+    if group.colour and generator.random() < group.colour:
+        view = jitter_colour(view, group.jitter, generator)
+    if group.grey and generator.random() < group.grey:
+        view = remove_colour(view)
+    if group.blur and generator.random() < group.blur:
+        view = blur(view, generator)
+    if group.solarize and generator.random() < group.solarize:
+        view = solarize(view)
+    return view
 
 
 def evaluation_view(image: Picture, size: tuple[int, int]) -> View:
     """The middle of an image, as much as has the view's aspect, resized to (C, height, width)."""
-    image_height, image_width = image.size
-    scale = min(image_height / size[0], image_width / size[1])
-    height, width = min(size[0] * scale, image_height), min(size[1] * scale, image_width)
-    pixels, box = decode_for(image, ((image_height - height) / 2, (image_width - width) / 2, height, width), size)
+    pixels, box = decode_for(image, find_middle(image.size, size), size)
     return np.ascontiguousarray(_resize(pixels, box, size).transpose(2, 0, 1))
 
 
-def cut(image: Picture, box: Box, size: tuple[int, int]) -> ResizedPixels:
+def find_middle(image_size: tuple[int, ...], size: tuple[int, int]) -> Box:
+    """The largest box in the middle of an image with the view's aspect."""
+    image_height, image_width = image_size
+    scale = min(image_height / size[0], image_width / size[1])
+    height, width = min(size[0] * scale, image_height), min(size[1] * scale, image_width)
+    return (image_height - height) / 2, (image_width - width) / 2, height, width
+
+
+def cut(pixels: Pixels, box: Box, size: tuple[int, int]) -> ResizedPixels:
     """A box of an image, resized to (height, width, C). What lies outside the box does not count, not even at its edges.
 
     Whole pixels are resized by torch, several times faster than Pillow and never more than one level away from it.
     """
-    pixels, (top, left, height, width) = decode_for(image, box, size)
+    top, left, height, width = box
     first_row, first_column = math.floor(top), math.floor(left)
     inside = pixels[first_row : math.ceil(top + height), first_column : math.ceil(left + width)]
     if inside.shape[:2] != (height, width):
@@ -86,18 +114,26 @@ def cut(image: Picture, box: Box, size: tuple[int, int]) -> ResizedPixels:
     return interpolate(batch, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
-def decode_for(image: Picture, box: Box, size: tuple[int, int]) -> tuple[Pixels, Box]:
-    """The pixels of an image, no finer than a box of it needs that becomes (height, width), and the box in them.
+def find_reduction(box: Box, size: tuple[int, int]) -> int:
+    """By how much the sides of an image may be divided for a box of it that becomes (height, width).
 
-    Sides are reduced as far as leaves OVERSAMPLING times the view's, so that resizing still has something to average.
+    As far as leaves OVERSAMPLING times the view's sides, so that resizing still has something to average.
     """
     fits = min(box[2] / size[0], box[3] / size[1]) / OVERSAMPLING
-    reduction = next((factor for factor in REDUCTIONS if factor <= fits), 1)
+    return next((factor for factor in REDUCTIONS if factor <= fits), 1)
+
+
+def decode_for(image: Picture, box: Box, size: tuple[int, int]) -> tuple[Pixels, Box]:
+    """The pixels of an image, no finer than a box of it needs that becomes (height, width), and the box in them."""
+    reduction = find_reduction(box, size)
     pixels = image.decode(reduction)
-    if pixels.shape[:2] == image.size:
-        return pixels, box
+    return pixels, box if pixels.shape[:2] == image.size else reduce_box(box, reduction)
+
+
+def reduce_box(box: Box, reduction: int) -> Box:
+    """The box in an image whose sides were divided."""
     top, left, height, width = box
-    return pixels, (top / reduction, left / reduction, height / reduction, width / reduction)
+    return top / reduction, left / reduction, height / reduction, width / reduction
 
 
 def draw_crop(

@@ -41,6 +41,6 @@ def convert_to_fp8(layers: Iterable[nn.Module], emulate: bool = False) -> None:
             if isinstance(module, nn.Linear) and (module.in_features % WIDTH_MULTIPLE or module.out_features % WIDTH_MULTIPLE):
                 raise ValueError(
                     f"train.fp8 needs widths that are multiples of {WIDTH_MULTIPLE}, and {name} maps {module.in_features} to "
-                    f"{module.out_features}; change model.width or model.predictor_width, or drop train.fp8"
+                    f"{module.out_features}; change model.width or method.predictor.width, or drop train.fp8"
                 )
         convert_to_float8_training(layer, config=settings)

@@ -9,6 +9,8 @@ the full rate, against its own words; pinned by tests/unit/test_ijepa.py.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float64
@@ -19,31 +21,33 @@ from openjepa.engine.schedule import cosine_weight_decay
 from openjepa.recipe.sections import Optim
 
 
-def make_optimizer(method: nn.Module, num_layers: int, settings: Optim, fused: bool = False) -> AdamW:
-    """AdamW over the trainable weights of a method whose encoder is `context_encoder` with num_layers layers.
+class WeightGroup(NamedTuple):
+    """Weights that are treated alike.
+
+    layers_above: of a layer of the encoder, how many layers lie above it, by which its rate falls; None of what is no encoder.
+    """
+
+    weights: list[nn.Parameter]
+    layers_above: int | None = None
+
+
+def make_optimizer(groups: Iterable[WeightGroup], settings: Optim, fused: bool = False) -> AdamW:
+    """AdamW over a method's weight groups.
 
     fused: one pass over memory where there are a dozen; the same formula, of which the last bit may differ.
     """
     members: dict[tuple[float, tuple[float, float]], list[nn.Parameter]] = defaultdict(list)
-    for name, weight in method.named_parameters():
-        if weight.requires_grad:
-            members[group_key(name, weight.ndim, num_layers, settings)].append(weight)
-    groups = [{"params": weights, "lr_scale": scale, "decay": decay} for (scale, decay), weights in members.items()]
-    return AdamW(groups, betas=settings.betas, eps=settings.eps, foreach=not fused, fused=fused)
+    for group in groups:
+        for weight in group.weights:
+            members[_group_key(weight, group.layers_above, settings)].append(weight)
+    merged = [{"params": weights, "lr_scale": scale, "decay": decay} for (scale, decay), weights in members.items()]
+    return AdamW(merged, betas=settings.betas, eps=settings.eps, foreach=not fused, fused=fused)
 
 
-def group_key(name: str, num_dims: int, num_layers: int, settings: Optim) -> tuple[float, tuple[float, float]]:
-    """Learning-rate scale, and weight decay at start and end, of the weight with this name and number of dimensions."""
-    in_encoder = name.startswith("context_encoder.")
-    decay = settings.weight_decay if in_encoder else settings.predictor_weight_decay
-    if num_dims == 1 or name.endswith(".bias"):
-        decay = (0.0, 0.0)
-    parts = name.split(".")
-    if in_encoder and parts[1] == "blocks":
-        return settings.layer_decay ** (num_layers - 1 - int(parts[2])), decay
-    if in_encoder and parts[1] == "patch_embed":
-        return settings.layer_decay**num_layers, decay
-    return 1.0, decay
+def _group_key(weight: nn.Parameter, layers_above: int | None, settings: Optim) -> tuple[float, tuple[float, float]]:
+    """Learning-rate scale, and weight decay at start and end."""
+    decay = settings.predictor_weight_decay if layers_above is None else settings.weight_decay
+    return settings.layer_decay ** (layers_above or 0), (0.0, 0.0) if weight.ndim == 1 else decay
 
 
 def set_rates(optimizer: AdamW, lr: float, step: int | float, total_steps: int) -> None:

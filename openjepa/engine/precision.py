@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Literal
 
@@ -17,6 +18,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from openjepa.engine.prefetch import wait_for
+from openjepa.engine.threads import use_threads
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -52,12 +54,8 @@ def _cpu_emulates(precision: Precision) -> bool:
 
     There float32 on two threads has looked as slow as emulated bf16, whose products take 45 times as long on an AVX2 CPU.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with use_threads(1):
         pairs = [(_product_s(torch.float32), _product_s(DTYPES[precision])) for _ in range(TRIES)]
-    finally:
-        torch.set_num_threads(before)
     ours, theirs = (min(column) for column in zip(*pairs, strict=True))
     return bool(ours / theirs <= EMULATED_RATIO)
 
@@ -77,6 +75,11 @@ def explain_precision(device: torch.device, asked: Precision, chosen: Precision)
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """A context in which matrix products run in the precision; does nothing for fp32."""
     return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which nothing is cast down. The meta device, which computes nothing, knows no casting."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def make_scaler(device: torch.device, precision: Precision) -> torch.amp.GradScaler:

@@ -2,7 +2,7 @@
 
 Steps count from 0. Rates and decays take the value of step + 1, as the release does, so that the first step already moves;
 momentum takes the value of step. Source: arXiv 2301.08243, section A.1; pinned to the release's values to 1e-9 by
-tests/parity/test_schedules.py. A step may lie between two (engine/pace.py).
+tests/parity/test_schedules.py. A step may lie between two (training/pace.py).
 """
 
 from __future__ import annotations

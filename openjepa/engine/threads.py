@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -50,11 +50,16 @@ def _time(step: Callable[[], object], clock: Callable[[], float]) -> list[float]
 
 
 @contextmanager
-def threads_for(count: int) -> Iterator[None]:
-    """One thread for work on at most ONE_THREAD_NUMBERS numbers, all of them for more."""
+def use_threads(count: int) -> Iterator[None]:
+    """PyTorch with so many threads, and afterwards with as many as before."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1 if count <= ONE_THREAD_NUMBERS else before)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def threads_for(count: int) -> AbstractContextManager[None]:
+    """One thread for work on at most ONE_THREAD_NUMBERS numbers, all of them for more."""
+    return use_threads(1 if count <= ONE_THREAD_NUMBERS else torch.get_num_threads())

@@ -29,7 +29,7 @@ from openjepa.data.loader import evaluation_batches
 from openjepa.data.sources import ImageSource
 from openjepa.engine.precision import Precision, autocast
 from openjepa.nn.encoder import Encoder, EncoderOutput, patchify, require_images
-from openjepa.runs.folder import write_atomic
+from openjepa.runs.atomic import write_atomic
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]

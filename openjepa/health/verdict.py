@@ -4,7 +4,7 @@ Effective rank: RankMe, Garrido et al. 2023 (arXiv 2210.02885, equation 2). How 
 on the images: their effective rank is 1.7 on small grey garments and up to 56 on textured scenes. So the verdict compares a run
 with its own encoder before training, and never with a fixed rank. The limits are ours, chosen on runs of
 benchmarks/health_bed.py (docs/health.md); those of the brief are marked. Left out: anything that needs labels (see
-monitor.Probe), and LiDAR, which did worse there and costs more.
+evals/probe.py), and LiDAR, which did worse there and costs more.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from openjepa.recipe.migrate import migrate
 
 MIN_FEATURE_VARIANCE = 0.01  # the brief's warning level for the mean variance of pooled features
 MAX_GRAD_NORM = 10.0  # the brief's warning level
@@ -68,7 +70,7 @@ class RunFacts:
         """From the contents of run.json."""
         untrained, stopped = run.get("untrained", {}), run.get("stopped")
         return cls(
-            recipe=run.get("recipe", {}),
+            recipe=migrate(run.get("recipe", {})),
             untrained_rank=untrained.get("effective_rank_pooled"),
             rank_limit=untrained.get("rank_limit", DEFAULT_LIMIT),
             hopeless=next((words for words, is_hopeless in run.get("findings", []) if is_hopeless), None),
@@ -77,9 +79,11 @@ class RunFacts:
         )
 
     def setting(self, key: str) -> Any:
-        """The recipe's value of section.key; None where it is not recorded."""
-        section, _, name = key.partition(".")
-        return self.recipe.get(section, {}).get(name)
+        """The recipe's value of a dotted key; None where it is not recorded, or a group on the way is off."""
+        value: Any = self.recipe
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
 
 
 def judge(rows: Sequence[Row], run: RunFacts) -> Verdict:
@@ -137,7 +141,7 @@ def _judge_features(rows: Sequence[Row], run: RunFacts) -> tuple[str, str, str]:
         return "not learning yet", reason, advise_to_learn(run)
     advice = "Go on. Rich features need not be useful ones: with labels, compare with --encoder random and --encoder pixels."
     if explained is not None and explained < LEARNED_VARIANCE_FRAC:
-        advice = "Go on, but the predictor knows next to nothing: if that stays, change optim.lr or the masks."
+        advice = "Go on, but the predictor knows next to nothing: if that stays, change optim.lr or views.main.mask."
     return "healthy", f"{ranks}{cosine}{knows}.", advice
 
 
@@ -156,38 +160,41 @@ def find_healthy_rank(first: float, limit: int) -> float:
 
 def advise_against_collapse(run: RunFacts) -> str:
     """What to change, of the keys that act on this run and could be set otherwise."""
-    regularizer, momentum = run.setting("method.regularizer"), run.setting("momentum.start")
-    choices = ["turn on method.regularizer vicreg"] if regularizer in (None, "none") else []
-    if regularizer not in (None, "none"):
-        choices.append(f"raise method.regularizer_weight above {run.setting('method.regularizer_weight'):g}")
+    momentum, weight = run.setting("method.momentum.start"), run.setting("method.regularizer.weight")
+    choices = _advise_regularizer(run)
+    if weight is not None:
+        choices.append(f"raise method.regularizer.weight above {weight:g}")
     choices.append(_advise_rate(run, "lower"))
-    if _has_target_encoder(run) and (momentum is None or momentum < 1):
-        choices.append("raise momentum.start" + ("" if momentum is None else f" above {momentum:g}"))
+    if momentum is not None and momentum < 1:
+        choices.append(f"raise method.momentum.start above {momentum:g}")
     return " or ".join(choices)
 
 
 def advise_against_divergence(run: RunFacts) -> str:
     """As advise_against_collapse, for a loss that explodes or a predictor that forgets."""
-    choices = [_advise_rate(run, "lower"), "lengthen the warm-up (optim.warmup_epochs)"]
+    warmup = run.setting("optim.warmup_frac")
+    choices = [_advise_rate(run, "lower"), "lengthen the warm-up, optim.warmup_frac" + (f" {warmup:.2g}" if warmup else "")]
     if run.setting("optim.clip_grad_norm") is None:
-        choices.append("set optim.clip_grad_norm 1")
+        choices.append("set optim.clip_grad_norm=1")
     return f"Start again: {' or '.join(choices)}."
 
 
 def advise_to_learn(run: RunFacts) -> str:
     """As advise_against_collapse, for a run whose features do not grow richer."""
-    choices = ["turn on method.regularizer vicreg"] if run.setting("method.regularizer") in (None, "none") else []
-    choices.append(_advise_rate(run, "change"))
+    choices = [*_advise_regularizer(run), _advise_rate(run, "change")]
     return f"Give it more steps; if this stays, {' or '.join(choices)}."
+
+
+def _advise_regularizer(run: RunFacts) -> list[str]:
+    """To turn one on, where the method can have one and has none."""
+    method = run.setting("method")
+    is_off = isinstance(method, Mapping) and "regularizer" in method and method["regularizer"] is None
+    return ["turn on method.regularizer.name=vicreg method.regularizer.weight=0.3"] if is_off else []
 
 
 def _advise_rate(run: RunFacts, verb: str) -> str:
     lr = run.setting("optim.lr")
     return f"{verb} optim.lr" + ("" if lr is None else f", now {lr:g}")
-
-
-def _has_target_encoder(run: RunFacts) -> bool:
-    return bool(run.setting("method.name") == "ijepa")
 
 
 def _describe_shortness(run: Row) -> str | None:

@@ -160,11 +160,11 @@ def to_masks(context: Bools, targets: Bools) -> Masks:
 
 
 def describe_blocks(grid: Grid, kind: str, scale: Range, aspect: Range) -> str:
-    """The numbers of a refusal: "mask.target_scale 0.15 to 0.2 gives target blocks of 9 to 16 patches"."""
+    """The numbers of a refusal: "views.main.mask.target_scale 0.15 to 0.2 gives target blocks of 9 to 16 patches"."""
     heights, widths = list_shapes(grid, scale, aspect)
     areas = heights * widths
     patches = f"{areas[0]} to {areas[-1]}" if areas[0] < areas[-1] else f"{areas[0]}"
-    return f"mask.{kind}_scale {scale[0]:g} to {scale[1]:g} gives {kind} blocks of {patches} patches"
+    return f"views.main.mask.{kind}_scale {scale[0]:g} to {scale[1]:g} gives {kind} blocks of {patches} patches"
 
 
 def _sum_windows(values: Ints, lengths: Ints) -> Ints:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from openjepa.masks.samplers import sample_masks
-from openjepa.recipe import sections
+from openjepa.recipe.views import Mask
 
 Floats = npt.NDArray[np.float64]
 
@@ -42,11 +42,11 @@ class Coverage:
 
 
 def measure_coverage(
-    settings: sections.Mask, grid: tuple[int, int], *, num_images: int = 1024, seed: int = 0, batch_size: int = 64
+    settings: Mask, grid: tuple[int, int], *, num_images: int = 1024, seed: int = 0, batch_size: int = 64
 ) -> Coverage:
     """Coverage over num_images images, drawn as training steps of batch_size draw them.
 
-    Padding depends on batch_size, and with mask.fidelity released so does the context. Raises ValueError like check_masks.
+    Padding depends on batch_size, and with fidelity released so does the context. Raises ValueError like check_masks.
     """
     context_rate, target_rate, unseen_rate = np.zeros((3, grid[0] * grid[1]))
     context_tokens = target_tokens = num_entries = 0

@@ -26,10 +26,10 @@ from openjepa.masks.blocks import (
 )
 from openjepa.masks.masks import Masks
 from openjepa.masks.released import sample_released
-from openjepa.recipe import sections
+from openjepa.recipe.views import Mask
 
 
-def sample_multiblock(generator: np.random.Generator, grid: Grid, batch: int, settings: sections.Mask) -> Masks:
+def sample_multiblock(generator: np.random.Generator, grid: Grid, batch: int, settings: Mask) -> Masks:
     """Masks of `batch` images. Raises ValueError if every target block is the whole grid."""
     if settings.fidelity == "released":
         return sample_released(generator, grid, batch, settings)
@@ -55,7 +55,7 @@ def sample_multiblock(generator: np.random.Generator, grid: Grid, batch: int, se
     return to_masks(*draw_images(batch, draw, reserve_corner))
 
 
-def _draw_target_shape(generator: np.random.Generator, grid: Grid, settings: sections.Mask) -> tuple[Ints, Ints]:
+def _draw_target_shape(generator: np.random.Generator, grid: Grid, settings: Mask) -> tuple[Ints, Ints]:
     """Height and width (1,) of the batch's target blocks, never the whole grid."""
     height, width = draw_shapes(generator, 1, grid, settings.target_scale, settings.target_aspect)
     if height[0] * width[0] < grid[0] * grid[1]:
@@ -66,7 +66,7 @@ def _draw_target_shape(generator: np.random.Generator, grid: Grid, settings: sec
         numbers = describe_blocks(grid, "target", settings.target_scale, settings.target_aspect)
         raise ValueError(
             f"a grid of {grid[0]} x {grid[1]} patches: {numbers}, the whole grid, and leaves no context; "
-            "use a smaller mask.target_scale, or more patches (a smaller model.patch_size)"
+            "use a smaller views.main.mask.target_scale, or more patches (a smaller model.patch_size)"
         )
     choice = generator.integers(num_smaller, size=1)
     return heights[choice], widths[choice]

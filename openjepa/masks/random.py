@@ -11,19 +11,19 @@ import numpy as np
 
 from openjepa.masks.blocks import Grid, Ints, to_masks
 from openjepa.masks.masks import Masks
-from openjepa.recipe import sections
+from openjepa.recipe.views import Mask
 
 
-def sample_random(generator: np.random.Generator, grid: Grid, batch: int, settings: sections.Mask) -> Masks:
+def sample_random(generator: np.random.Generator, grid: Grid, batch: int, settings: Mask) -> Masks:
     """Masks of `batch` images. Raises ValueError if the smallest context and target shares exceed the grid."""
     num_patches = grid[0] * grid[1]
     smallest_context, largest_context = _to_patches(settings.context_scale, num_patches)
     smallest_target, largest_target = _to_patches(settings.target_scale, num_patches)
     if smallest_context + smallest_target > num_patches:
         raise ValueError(
-            f"a grid of {grid[0]} x {grid[1]} patches: mask.context_scale {settings.context_scale[0]:g} gives at least "
-            f"{smallest_context} context patches and mask.target_scale {settings.target_scale[0]:g} at least {smallest_target} "
-            f"target patches, {smallest_context + smallest_target} of {num_patches}; use smaller scales"
+            f"a grid of {grid[0]} x {grid[1]} patches: views.main.mask.context_scale {settings.context_scale[0]:g} gives "
+            f"at least {smallest_context} context patches and its target_scale {settings.target_scale[0]:g} at least "
+            f"{smallest_target} target patches, {smallest_context + smallest_target} of {num_patches}; use smaller scales"
         )
     num_target = _draw_counts(generator, batch, smallest_target, min(largest_target, num_patches - smallest_context))
     num_context = _draw_counts(generator, batch, smallest_context, np.minimum(largest_context, num_patches - num_target))

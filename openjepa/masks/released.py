@@ -15,7 +15,7 @@ import numpy as np
 
 from openjepa.masks.blocks import Grid, Ints, Range, Rectangles, to_masks
 from openjepa.masks.masks import Masks
-from openjepa.recipe import sections
+from openjepa.recipe.views import Mask
 
 # A context must keep more patches than this: the release's default. Its ImageNet configurations say 10, which makes no
 # difference at 14 x 14, where contexts keep 31 or more.
@@ -24,7 +24,7 @@ MIN_KEEP_PATCHES = 4
 MOVES = 20
 
 
-def sample_released(generator: np.random.Generator, grid: Grid, batch: int, settings: sections.Mask) -> Masks:
+def sample_released(generator: np.random.Generator, grid: Grid, batch: int, settings: Mask) -> Masks:
     """Masks of `batch` images, no padding. Raises ValueError where the release would try forever."""
     _refuse_small_blocks(grid, settings)
     target_shape = _to_shape(generator.random(1), grid, settings.target_scale, settings.target_aspect)
@@ -66,7 +66,7 @@ def _place(generator: np.random.Generator, shape: tuple[int, ...], height: Ints,
 
 
 @lru_cache(maxsize=64)
-def _refuse_small_blocks(grid: Grid, settings: sections.Mask) -> None:
+def _refuse_small_blocks(grid: Grid, settings: Mask) -> None:
     for key, scale, aspect in (
         ("context_scale", settings.context_scale, settings.context_aspect),
         ("target_scale", settings.target_scale, settings.target_aspect),
@@ -75,7 +75,7 @@ def _refuse_small_blocks(grid: Grid, settings: sections.Mask) -> None:
         smallest = int((heights * widths).min())
         if smallest <= MIN_KEEP_PATCHES:
             raise ValueError(
-                f"a grid of {grid[0]} x {grid[1]} patches: mask.{key} {scale[0]:g} to {scale[1]:g} gives blocks of as few as "
-                f"{smallest} patches, and mask.fidelity released needs more than {MIN_KEEP_PATCHES}; use a larger mask.{key}, "
-                "more patches (a smaller model.patch_size), or mask.fidelity unbiased"
+                f"a grid of {grid[0]} x {grid[1]} patches: views.main.mask.{key} {scale[0]:g} to {scale[1]:g} gives blocks of "
+                f"as few as {smallest} patches, and fidelity released needs more than {MIN_KEEP_PATCHES}; use a larger "
+                f"views.main.mask.{key}, more patches (a smaller model.patch_size), or views.main.mask.fidelity unbiased"
             )

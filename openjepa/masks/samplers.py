@@ -16,9 +16,9 @@ from openjepa.masks.masks import Masks
 from openjepa.masks.multiblock import sample_multiblock
 from openjepa.masks.random import sample_random
 from openjepa.masks.union import sample_union
-from openjepa.recipe import sections
+from openjepa.recipe.views import Mask
 
-Sampler = Callable[[np.random.Generator, tuple[int, int], int, sections.Mask], Masks]
+Sampler = Callable[[np.random.Generator, tuple[int, int], int, Mask], Masks]
 
 SAMPLERS: dict[str, Sampler] = {
     "multiblock": sample_multiblock,
@@ -31,17 +31,18 @@ SAMPLERS: dict[str, Sampler] = {
 PURPOSE = 1
 
 
-def sample_masks(settings: sections.Mask, grid: tuple[int, int], batch: int, *, seed: int, step: int) -> Masks:
-    """Masks of `batch` images on a grid of (rows, columns) patches; each process takes its own rows of them.
+def sample_masks(settings: Mask, grid: tuple[int, int], batch: int, *, seed: int, step: int, group: int = 0) -> Masks:
+    """Masks of `batch` views on a grid of (rows, columns) patches; each process takes its own rows of them.
 
-    Raises ValueError, like check_masks, if there is no such sampler or the settings cannot work on the grid.
+    group: the number of the group of views, each of which has masks of its own. Raises ValueError, like check_masks, if
+    there is no such sampler or the settings cannot work on the grid.
     """
     assert batch >= 1, "a batch holds at least one image"
-    generator = np.random.default_rng([seed, PURPOSE, step])
+    generator = np.random.default_rng([seed, PURPOSE, step, group])
     return _find_sampler(settings, grid)(generator, (grid[0], grid[1]), batch, settings)
 
 
-def check_masks(settings: sections.Mask, grid: tuple[int, int]) -> None:
+def check_masks(settings: Mask, grid: tuple[int, int]) -> None:
     """Raise ValueError, with the numbers and the fix, if these settings can give no masks on this grid.
 
     Draws one image: each sampler refuses what cannot work, whatever the draw.
@@ -49,13 +50,15 @@ def check_masks(settings: sections.Mask, grid: tuple[int, int]) -> None:
     sample_masks(settings, grid, 1, seed=0, step=0)
 
 
-def _find_sampler(settings: sections.Mask, grid: tuple[int, int]) -> Sampler:
+def _find_sampler(settings: Mask, grid: tuple[int, int]) -> Sampler:
     name = settings.sampler
     if name not in SAMPLERS:
         near = difflib.get_close_matches(name, SAMPLERS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"no mask.sampler {name!r}; did you mean {near}? There are {', '.join(SAMPLERS)}")
+        raise ValueError(f"no views.main.mask.sampler {name!r}; did you mean {near}? There are {', '.join(SAMPLERS)}")
     if settings.fidelity == "released" and name != "multiblock":
-        raise ValueError(f"mask.fidelity released is a way of multiblock, not of mask.sampler {name}; use mask.fidelity unbiased")
+        raise ValueError(
+            f"views.main.mask.fidelity released is a way of multiblock, not of the sampler {name}; use fidelity unbiased"
+        )
     if min(grid) < 2:
         raise ValueError(
             f"a grid of {grid[0]} x {grid[1]} patches is too small for masks, which need 2 x 2; "

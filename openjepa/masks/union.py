@@ -30,10 +30,10 @@ from openjepa.masks.blocks import (
     to_masks,
 )
 from openjepa.masks.masks import Masks
-from openjepa.recipe import sections
+from openjepa.recipe.views import Mask
 
 
-def sample_union(generator: np.random.Generator, grid: Grid, batch: int, settings: sections.Mask) -> Masks:
+def sample_union(generator: np.random.Generator, grid: Grid, batch: int, settings: Mask) -> Masks:
     """Masks of `batch` images. Raises ValueError if not even the smallest context leaves room for the target blocks."""
     _refuse_crowding(grid, settings)
 
@@ -52,13 +52,13 @@ def sample_union(generator: np.random.Generator, grid: Grid, batch: int, setting
     return to_masks(*draw_images(batch, draw, reserve_corner))
 
 
-def _draw_contexts(generator: np.random.Generator, grid: Grid, num_images: int, settings: sections.Mask) -> Rectangles:
+def _draw_contexts(generator: np.random.Generator, grid: Grid, num_images: int, settings: Mask) -> Rectangles:
     """Context rectangles, arrays (num_images, num_contexts)."""
     shape = (num_images, settings.num_contexts)
     return place(generator, *draw_shapes(generator, shape, grid, settings.context_scale, settings.context_aspect), grid)
 
 
-def _draw_targets(generator: np.random.Generator, context: Bools, settings: sections.Mask) -> Bools:
+def _draw_targets(generator: np.random.Generator, context: Bools, settings: Mask) -> Bools:
     """Target blocks (B, M, h, w) beside the contexts (B, h, w); a block for which there is no room stays empty."""
     num_images, *sides = context.shape
     grid = (sides[0], sides[1])
@@ -76,7 +76,7 @@ def _draw_targets(generator: np.random.Generator, context: Bools, settings: sect
     return targets
 
 
-def _line_up_targets(generator: np.random.Generator, grid: Grid, num_images: int, settings: sections.Mask) -> Bools:
+def _line_up_targets(generator: np.random.Generator, grid: Grid, num_images: int, settings: Mask) -> Bools:
     """Target blocks (num_images, M, h, w), each adding a patch to the earlier ones, none on the bottom right patch.
 
     The blocks' bottom right patches differ and rise in row-major order, so no earlier block covers a later one's.
@@ -103,7 +103,7 @@ def _ends(grid: Grid, heights: Ints, widths: Ints) -> Bools:
 
 
 @lru_cache(maxsize=64)
-def _refuse_crowding(grid: Grid, settings: sections.Mask) -> None:
+def _refuse_crowding(grid: Grid, settings: Mask) -> None:
     """ValueError if no draw can hold a context and num_targets blocks that each add a patch beside it.
 
     The most room is left when all context rectangles lie on one another in a corner; there, as many blocks can be
@@ -117,11 +117,11 @@ def _refuse_crowding(grid: Grid, settings: sections.Mask) -> None:
     room = int((beside & _ends(grid, *target_shapes).max(axis=1, keepdims=True)).sum(axis=0).max())
     if room < settings.num_targets:
         fits = f"at most {room} of {settings.num_targets} fit" if room else "no target block fits"
-        fewer = ", fewer mask.num_targets" if room else ""
+        fewer = ", fewer num_targets" if room else ""
         raise ValueError(
             f"a grid of {grid[0]} x {grid[1]} patches: "
             f"{describe_blocks(grid, 'context', settings.context_scale, settings.context_aspect)} and "
             f"{describe_blocks(grid, 'target', settings.target_scale, settings.target_aspect)}, and {fits} beside the "
-            f"smallest context; use a smaller mask.context_scale or mask.target_scale{fewer}, or more patches "
-            "(a smaller model.patch_size)"
+            f"smallest context; use a smaller views.main.mask.context_scale or its target_scale{fewer}, or more patches (a "
+            "smaller model.patch_size)"
         )

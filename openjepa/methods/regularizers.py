@@ -51,14 +51,10 @@ def regularize(
     name: str,
     place: str,
     context: Float[Tensor, "batch context dim"],
-    predictions: Float[Tensor, "batch blocks target out"],
     masks: Masks,
 ) -> Float[Tensor, ""]:
-    """The term of that name on pooled context features (one row an image), or on all real context tokens or predictions."""
-    if place == "pooled":
-        rows = mean_tokens(context, masks.context_mask)
-    else:
-        rows = masks.pick_context(context) if place == "tokens" else masks.pick_targets(predictions)
+    """The term of that name on pooled context features (one row an image), or on all real context tokens."""
+    rows = mean_tokens(context, masks.context_mask) if place == "pooled" else masks.pick_context(context)
     return REGULARIZERS[name](rows)
 
 

@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from openjepa.engine.precision import full_precision
 from openjepa.nn.encoder import gather_tokens, patchify
-from openjepa.recipe import sections
+from openjepa.recipe import methods
 
 COMPONENTS_FRAC = 0.25  # of a patch's pixels; of Fashion-MNIST's 4 x 4 patches four components hold 92 % of the variance
 FITTED_ROWS = 2**14  # patches at a time: 100 MB of float64 where a patch has 768 values
@@ -28,10 +29,10 @@ class PixelTargets(nn.Module):
     centre: Tensor
     is_fitted: Tensor
 
-    def __init__(self, settings: sections.Method, patch_size: int, channels: int) -> None:
+    def __init__(self, settings: methods.MAE, patch_size: int, channels: int) -> None:
         """patch_size in pixels."""
         super().__init__()
-        self.patch_size, self.normalise = patch_size, settings.target_norm == "layer"
+        self.patch_size, self.normalise = patch_size, settings.targets == "normalised_pixels"
         self.width = num_pixels = patch_size**2 * channels
         self.projects = settings.targets == "pca"
         self.knows_fit = False  # is_fitted as the CPU knows it, which would have to ask a GPU in every step
@@ -47,7 +48,7 @@ class PixelTargets(nn.Module):
         self, images: Float[Tensor, "batch channels height width"], target_idx: Int[Tensor, "batch blocks target"]
     ) -> Float[Tensor, "batch blocks target out"]:
         """The pixels of the target patches: as they are, normalised within each patch, or on the principal components."""
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images.device):
             images = images.float()
             if not self.projects:
                 return cut_pixels(images, target_idx, self.patch_size, self.normalise)

@@ -2,7 +2,7 @@
 
 Source: Dosovitskiy et al. 2021 (arXiv 2010.11929) as I-JEPA uses it (2301.08243, section 3): no class token, fixed
 sine-cosine positions added before patches are selected, a final LayerNorm. Layers and weight names are timm's, so its
-state dicts load as they are. Left out: dropout, stochastic depth, LayerScale, registers.
+state dicts load as they are. Stochastic depth is off unless a method asks for it. Left out: dropout, LayerScale, registers.
 Initial weights are the release's effective ones: truncated normal 0.02, biases 0; see `initialise`.
 """
 
@@ -19,6 +19,7 @@ from timm.models import vision_transformer as timm_vit
 from torch import Tensor, nn
 from torch.nn import functional
 
+from openjepa.engine.optim import WeightGroup
 from openjepa.nn.positions import resize_positions, sine_cosine_positions
 from openjepa.nn.recompute import Checkpointing, call_layer
 from openjepa.nn.unpadded import run_unpadded
@@ -56,10 +57,11 @@ def run_layers(
     """Apply the layers and give the tokens from place `first` on.
 
     token_mask is True at real tokens; nothing attends to the others. None: all are real. A CPU in reduced precision
-    computes real tokens alone (unpadded.py), unless the layers are compiled, which wants few shapes.
+    computes real tokens alone (unpadded.py), unless the layers are compiled, which wants few shapes, or skipped at random.
     """
     call = getattr(layers, "compiled_call", None)
-    if tokens.device.type == "cpu" and torch.is_autocast_enabled("cpu") and call is None:
+    in_reduced = tokens.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    if in_reduced and call is None and not _skips_layers(layers):
         return run_unpadded(layers, tokens, token_mask, first, checkpointing)
     score_bias = None if token_mask is None else exclude_padding(token_mask, tokens)
     fused = tokens.device.type != "cpu" or tokens.shape[1] > EXPLICIT_ATTENTION_TOKENS
@@ -67,6 +69,10 @@ def run_layers(
         layer.attn.fused_attn = fused
         tokens = (call or call_layer)(checkpointing, layer, tokens, score_bias)
     return tokens[:, first:]
+
+
+def _skips_layers(layers: Iterable[Any]) -> bool:
+    return any(layer.training and not isinstance(layer.drop_path1, nn.Identity) for layer in layers)
 
 
 def exclude_padding(
@@ -84,12 +90,8 @@ def exclude_padding(
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, layers: Iterable[Any], residual_rescale: bool = False) -> None:
-    """Fill weights as the release effectively starts: linear and patch weights truncated normal 0.02, biases 0, norms 1 and 0.
-
-    residual_rescale divides the weights that write to the residual stream by sqrt(2 * layer), layers counted from 1,
-    which the release writes and then overwrites.
-    """
+def initialise(module: nn.Module) -> None:
+    """Fill weights as the release effectively starts: linear and patch weights truncated normal 0.02, biases 0, norms 1 and 0."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
             nn.init.trunc_normal_(part.weight, std=0.02)
@@ -98,10 +100,6 @@ def initialise(module: nn.Module, layers: Iterable[Any], residual_rescale: bool 
         elif isinstance(part, nn.LayerNorm):
             nn.init.ones_(part.weight)
             nn.init.zeros_(part.bias)
-    if residual_rescale:
-        for number, layer in enumerate(layers, start=1):
-            layer.attn.proj.weight.div_(math.sqrt(2 * number))
-            layer.mlp.fc2.weight.div_(math.sqrt(2 * number))
 
 
 def gather_tokens(
@@ -126,21 +124,34 @@ class VisionTransformer(timm_vit.VisionTransformer):
         channels: int,
         shape: tuple[int, int, int, float],
         *,
-        residual_rescale: bool = False,
         checkpointing: Checkpointing = "none",
+        drop_path: float = 0.0,
     ) -> None:
-        """size: height and width in pixels, multiples of patch_size; shape: width, depth, heads, MLP ratio."""
+        """size: height and width in pixels, multiples of patch_size; shape: width, depth, heads, MLP ratio.
+
+        drop_path: how often an image skips the last layer in training; earlier ones less, in proportion (1603.09382).
+        """
         width, depth, heads, mlp_ratio = shape
         super().__init__(
             img_size=size, patch_size=patch_size, in_chans=channels, num_classes=0, global_pool="avg", fc_norm=False,
             class_token=False, embed_dim=width, depth=depth, num_heads=heads, mlp_ratio=mlp_ratio,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6), weight_init="skip",
+            norm_layer=partial(nn.LayerNorm, eps=1e-6), weight_init="skip", drop_path_rate=drop_path,
         )  # fmt: skip
         self.size, self.patch_size, self.channels = size, patch_size, channels
         self.grid = (size[0] // patch_size, size[1] // patch_size)
         self.checkpointing = checkpointing
         self.pos_embed: nn.Parameter = nn.Parameter(sine_cosine_positions(self.grid, width)[None], requires_grad=False)
-        initialise(self, self.blocks, residual_rescale)
+        initialise(self)
+
+    def weight_groups(self) -> list[WeightGroup]:
+        """The trained weights by layer: patch embedding, layers, and the final norm."""
+        depth = len(self.blocks)
+        parts = [
+            (self.patch_embed, depth),
+            *((layer, depth - 1 - place) for place, layer in enumerate(self.blocks)),
+            (self.norm, 0),
+        ]
+        return [WeightGroup([weight for weight in part.parameters() if weight.requires_grad], above) for part, above in parts]
 
     def embed(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches dim"]:
         """Project every patch and add its position; at another size the positions are resized."""
@@ -158,14 +169,8 @@ class VisionTransformer(timm_vit.VisionTransformer):
         images: Float[Tensor, "batch channels height width"],
         kept_idx: Int[Tensor, "batch kept"] | None = None,
         kept_mask: Bool[Tensor, "batch kept"] | None = None,
-        mean_of_last: int = 1,
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Encode all patches of normalised images, or only those kept; kept_mask is True where an index is no padding.
-
-        mean_of_last: above 1, the mean of so many last layers, each layer-normed, in place of the encoder's output.
-        """
-        if mean_of_last > 1:
-            return torch.stack(self.last_layers(images, mean_of_last, kept_idx, kept_mask)).mean(0)
+        """Encode all patches of normalised images, or only those kept; kept_mask is True where an index is no padding."""
         tokens = self.embed(images)
         if kept_idx is not None:
             tokens = gather_tokens(tokens, kept_idx)
@@ -173,19 +178,13 @@ class VisionTransformer(timm_vit.VisionTransformer):
         return encoded
 
     def last_layers(
-        self,
-        images: Float[Tensor, "batch channels height width"],
-        count: int,
-        kept_idx: Int[Tensor, "batch kept"] | None = None,
-        kept_mask: Bool[Tensor, "batch kept"] | None = None,
+        self, images: Float[Tensor, "batch channels height width"], count: int
     ) -> list[Float[Tensor, "batch tokens dim"]]:
-        """Outputs of the last `count` layers, first to last, each layer-normed without weights; arguments as for forward."""
+        """Outputs of the last `count` layers on all patches, first to last, each layer-normed without weights."""
         tokens = self.embed(images)
-        if kept_idx is not None:
-            tokens = gather_tokens(tokens, kept_idx)
         layers, outputs = list(self.blocks), []
         for part in (layers[: len(layers) - count + 1], *([layer] for layer in layers[len(layers) - count + 1 :])):
-            tokens = run_layers(part, tokens, kept_mask, self.checkpointing)
+            tokens = run_layers(part, tokens, None, self.checkpointing)
             outputs.append(functional.layer_norm(tokens, tokens.shape[-1:], eps=1e-6))
         return outputs
 

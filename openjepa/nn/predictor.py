@@ -33,7 +33,6 @@ class Predictor(nn.Module):
         *,
         output_width: int | None = None,
         positions: Literal["own", "projected"] = "own",
-        residual_rescale: bool = False,
         checkpointing: Checkpointing = "none",
     ) -> None:
         """output_width: width of a prediction; None takes the encoder's. positions: own adds a table of the predictor's
@@ -48,7 +47,7 @@ class Predictor(nn.Module):
         self.output_proj = nn.Linear(width, output_width or encoder_width)
         table_width = width if positions == "own" else encoder_width
         self.register_buffer("pos_embed", sine_cosine_positions(grid, table_width)[None])
-        initialise(self, self.blocks, residual_rescale)
+        initialise(self)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(

@@ -83,6 +83,7 @@ class Plan:
     bottom: float | None = None
     top: float | None = None
     is_marked: bool = False
+    needs: str = ""  # the group of recipe keys without which there is nothing to measure
 
 
 HEALTH_PLANS = (
@@ -90,7 +91,8 @@ HEALTH_PLANS = (
          "How many directions the features use (RankMe). A fall towards 1 is collapse.", "healthy from", bottom=0.0,
          is_marked=True),
     Plan("explained", "Explained variance of the targets", (("explained_variance", "explained variance"),),
-         "1 is a perfect prediction, 0 no better than the mean target.", "knows next to nothing below", top=1.0),
+         "1 is a perfect prediction, 0 no better than the mean target.", "knows next to nothing below", top=1.0,
+         needs="views.main.mask"),
     Plan("cosine", "Cosine between images", (("image_cosine", "mean cosine"),),
          "1: all images look alike to the encoder.", "collapsed above", top=1.0),
     Plan("std", "Feature standard deviation", (("feature_std", "standard deviation"),),
@@ -98,10 +100,27 @@ HEALTH_PLANS = (
     Plan("variance", "Feature variance", (("feature_variance", "variance"),),
          "Mean variance of the pooled features over images.", "warns below", is_log=True, is_marked=True),
     Plan("drift", "Context-target drift", (("context_target_drift", "1 - cosine"),),
-         "How far the context encoder has moved from its running average, the target encoder.", bottom=0.0),
+         "How far the context encoder has moved from its running average, the target encoder.", bottom=0.0,
+         needs="method.momentum"),
 )  # fmt: skip
 TRAINING_PLANS = (
     Plan("regularizer", "Regulariser", (("regularizer", "regulariser"),), "The anti-collapse term, without its weight."),
+    Plan(
+        "pairs",
+        "Pairs found",
+        (("pairs_found", "share of views"),),
+        "How often the other view of an image is the most similar one of the batch.",
+        bottom=0.0,
+        top=1.0,
+    ),
+    Plan(
+        "train_accuracy",
+        "Accuracy on training views",
+        (("train_accuracy", "accuracy"),),
+        "Of the classifier, before the step.",
+        bottom=0.0,
+        top=1.0,
+    ),
     Plan("gradient", "Gradient norm", (("grad_norm", "gradient norm"),), "Before clipping.", "warns above", is_log=True),
 )
 PROBE_PLANS = (
@@ -127,7 +146,9 @@ def draw_loss(rows: Sequence[Row]) -> Chart | None:
         lines.append(Line(f"mean of {width} logged steps", raw.steps, smooth(raw.values, width), 1))
     else:
         lines = [Line("loss", raw.steps, raw.values, 1)]
-    plan = Plan("loss", "Training loss", (), "Targets of an encoder move as it learns, so the loss may rise in a good run.")
+    moves = any("momentum" in row for row in rows)
+    note = "Targets of an encoder move as it learns, so the loss may rise in a good run." if moves else ""
+    plan = Plan("loss", "Training loss", (), note)
     return _draw(plan, lines, None)
 
 

@@ -23,10 +23,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from openjepa.masks import check_masks, measure_coverage, sample_masks
-from openjepa.recipe.sections import Mask
+from openjepa.recipe.views import Mask
 from openjepa.report import pictures, svg
 from openjepa.report.pictures import Floats, Pixels
-from openjepa.runs.folder import write_atomic
+from openjepa.runs.atomic import write_atomic
 
 NUM_MASKS = 12
 NUM_BATCHES = 200  # measured; a batch of multiblock masks is one draw of the shapes

@@ -16,11 +16,14 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from openjepa.recipe.files import build_recipe
+from openjepa.recipe.check import build_recipe
+from openjepa.recipe.edit import list_groups
+from openjepa.recipe.sections import Recipe
 from openjepa.report import figures, pictures, tables, words
 from openjepa.report.masks import MaskSheet, draw_sheet
 from openjepa.report.pictures import Pictures
-from openjepa.runs.folder import Row, RunFolder, read_json, write_atomic
+from openjepa.runs.atomic import write_atomic
+from openjepa.runs.folder import Row, RunFolder, read_json
 
 NUM_SKIPPED_SHOWN = 10
 
@@ -38,7 +41,9 @@ def build_report(run: RunFolder, shown: Pictures | None = None, thresholds: Mapp
     probe_tables = tables.tabulate_probes([record for _, record in records])
     verdict, verdict_problem = _read_verdict(run)
     skipped = read_skipped(run)
-    sheet, mask_problem = _draw_masks(facts)
+    recipe, recipe_problem = _read_recipe(facts)
+    hides = recipe is None or recipe.mask is not None
+    sheet, mask_problem = _draw_masks(recipe) if hides and recipe else (None, recipe_problem)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((resources.files("openjepa.report") / "template.html").read_text("utf-8"))
     html = template.render(
@@ -53,14 +58,14 @@ def build_report(run: RunFolder, shown: Pictures | None = None, thresholds: Mapp
         records=records,
         unreadable=unreadable,
         observations=words.observe(probe_tables, train_rows, health_rows, thresholds),
-        curves=_draw_curves(run, train_rows, health_rows, thresholds),
+        curves=_draw_curves(run, train_rows, health_rows, thresholds, recipe),
         sheet=sheet,
         coverage=[(title, Markup(drawing)) for title, drawing in sheet.maps] if sheet else [],
         colours={"context": pictures.CONTEXT, "targets": pictures.TARGETS, "unseen": pictures.UNSEEN},
         mask_problem=mask_problem,
         maps=_map_patches(shown),
         neighbours=_show_neighbours(shown),
-        beliefs=_show_beliefs(shown),
+        beliefs=_show_beliefs(shown, hides),
         encoder=shown.encoder,
         facts=tables.list_facts(facts, train_rows, len(skipped)),
         recipe=yaml.safe_dump(facts["recipe"], sort_keys=False, width=100) if "recipe" in facts else None,
@@ -118,19 +123,31 @@ def _read_verdict(run: RunFolder) -> tuple[Row | None, str]:
         return None, "verdict.json is damaged."
 
 
-def _draw_masks(facts: Row) -> tuple[MaskSheet | None, str]:
-    """Masks drawn with the run's recipe, or None and why there are none."""
+def _read_recipe(facts: Row) -> tuple[Recipe | None, str]:
+    """The run's recipe, or None and why no masks can be drawn."""
     if "recipe" not in facts:
         return None, "run.json holds no recipe, so there are no masks to draw."
     try:
-        recipe = build_recipe(facts["recipe"], where="run.json")
+        return build_recipe(facts["recipe"], where="run.json"), ""
+    except ValueError as error:
+        return None, f"No masks can be drawn: {error}"
+
+
+def _draw_masks(recipe: Recipe) -> tuple[MaskSheet | None, str]:
+    """Masks drawn with the run's recipe, or None and why there are none."""
+    assert recipe.mask is not None
+    try:
         return draw_sheet(recipe.mask, recipe.grid, seed=recipe.train.seed), ""
     except ValueError as error:
         return None, f"No masks can be drawn: {error}"
 
 
 def _draw_curves(
-    run: RunFolder, train_rows: list[Row], health_rows: list[Row], thresholds: Mapping[str, float]
+    run: RunFolder,
+    train_rows: list[Row],
+    health_rows: list[Row],
+    thresholds: Mapping[str, float],
+    recipe: Recipe | None,
 ) -> list[dict[str, Any]]:
     """Groups of charts, each with a heading and words on what was not measured."""
     probe = figures.draw_plans(figures.PROBE_PLANS, run.read_metrics("probe"), {})
@@ -138,7 +155,9 @@ def _draw_curves(
     training = ([loss] if loss else []) + figures.draw_plans(figures.TRAINING_PLANS, train_rows, thresholds)
     health = figures.draw_plans(figures.HEALTH_PLANS, health_rows, thresholds) + probe
     schedules = figures.draw_plans(figures.SCHEDULE_PLANS, train_rows, {})
-    missing = figures.name_unmeasured(figures.HEALTH_PLANS, health_rows) if health_rows else []
+    has = set() if recipe is None else list_groups(recipe.model_dump())
+    expected = [plan for plan in figures.HEALTH_PLANS if recipe is None or not plan.needs or plan.needs in has]
+    missing = figures.name_unmeasured(expected, health_rows) if health_rows else []
     nothing = "" if loss else "No logged step has a finite loss." if train_rows else "No training step has been logged yet."
     groups = (
         ("Training", training, nothing),
@@ -170,11 +189,12 @@ def _map_patches(shown: Pictures) -> dict[str, Any]:
     return {"pairs": pairs, "problem": ""}
 
 
-def _show_beliefs(shown: Pictures) -> dict[str, Any]:
+def _show_beliefs(shown: Pictures, predicts: bool) -> dict[str, Any]:
     """Rows of an image, what the encoder saw of it, and what the predictor believes, or why there are none."""
     found = shown.beliefs
     if found is None:
-        return {"rows": [], "problem": shown.beliefs_problem or "No predictions were given to this report.", "is_drawn": False}
+        problem = shown.beliefs_problem or ("No predictions were given to this report." if predicts else "")
+        return {"rows": [], "problem": problem, "is_drawn": False}
     rows = []
     for image, filled, context, target in zip(
         found.images, found.filled, found.context_mask, found.target_mask, strict=True

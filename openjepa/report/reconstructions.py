@@ -17,16 +17,17 @@ from torch.nn import functional
 
 from openjepa.data.loader import evaluation_batches
 from openjepa.data.sources import ImageSource, spread
+from openjepa.engine.neighbours import find_neighbours
 from openjepa.masks import Masks, sample_masks
 from openjepa.methods.ijepa import IJEPA
 from openjepa.methods.mae import MAE
+from openjepa.methods.masked import MaskedMethod
 from openjepa.nn.encoder import gather_tokens, normalise, patchify
 from openjepa.report.pictures import Beliefs, Flags, Pixels
 from openjepa.weights.load import TrainedMethod
 
 MAX_POOL_IMAGES = 2000
 MAX_POOL_PATCHES = 100_000  # 0.3 GB of tokens 768 wide
-SIMILARITIES = 2**24  # held at a time: 64 MB
 POOL_BATCH = 64
 
 
@@ -41,17 +42,18 @@ def show_beliefs(
     pool and pool_idx: the images whose patches stand for predictions, or as many of them as MAX_POOL_PATCHES allows.
     """
     method, recipe = trained.method, trained.recipe
-    assert isinstance(method, IJEPA | MAE)
+    assert isinstance(method, MaskedMethod)
+    assert recipe.mask is not None
     masks = sample_masks(recipe.mask, recipe.grid, len(images), seed=recipe.train.seed, step=0)
     with torch.inference_mode():
         pixels = _normalise(trained, images)
         predictions = method.predict(method.encode_context(pixels, masks), masks)[masks.target_mask].float()
-        is_drawn = recipe.method.targets == "pixels"
+        is_drawn = isinstance(method, MAE) and method.settings.targets != "pca"
         if is_drawn:
             believed = _paint(predictions, pixels, masks, trained)
         else:
             tokens, patches = encode_pool(trained, pool, pool_idx)
-            believed = patches[find_nearest(predictions, tokens)]
+            believed = patches[find_neighbours(predictions, tokens, 1).idx.squeeze(1)]
     filled = fill_patches(images, masks, believed, recipe.model.patch_size)
     return Beliefs(
         images=_channels_last(images),
@@ -70,30 +72,24 @@ def encode_pool(
     Where a target encoder sees the whole image, every patch is taken; where it sees target patches alone, those of masks.
     """
     recipe, method = trained.recipe, trained.method
-    assert isinstance(method, IJEPA | MAE)
-    make_targets = method.encode_targets if isinstance(method, IJEPA) else method.cut_targets
+    assert isinstance(method, MaskedMethod)
+    assert recipe.mask is not None
+    sees_targets_alone = isinstance(method, IJEPA) and method.settings.target_input == "patches"
     num_patches = recipe.grid[0] * recipe.grid[1]
     num_images = max(min(MAX_POOL_IMAGES, MAX_POOL_PATCHES // num_patches), 1)
     chosen_idx = pool_idx[spread(len(pool_idx), num_images)]
     tokens, patches = [], []
     for step, (images, _, _) in enumerate(evaluation_batches(pool, recipe.data.size, batch_size=POOL_BATCH, indices=chosen_idx)):
-        if recipe.method.target_input == "image":
+        if not sees_targets_alone:
             masks = _all_patches(len(images), num_patches)
         else:
             masks = sample_masks(recipe.mask, recipe.grid, len(images), seed=recipe.train.seed, step=step + 1)
         with torch.inference_mode():
-            tokens.append(make_targets(_normalise(trained, images), masks)[masks.target_mask])
+            tokens.append(method.make_targets(_normalise(trained, images), masks)[masks.target_mask])
         pixels = patchify(images.float(), recipe.model.patch_size)
         cut = gather_tokens(pixels, masks.target_idx.flatten(1)).unflatten(1, masks.target_idx.shape[1:])
         patches.append(cut[masks.target_mask].to(torch.uint8))
     return torch.cat(tokens), torch.cat(patches)
-
-
-def find_nearest(queries: Float[Tensor, "queries dim"], pool: Float[Tensor, "pool dim"]) -> Int64[Tensor, " queries"]:
-    """For each query the row of the pool with the largest cosine; the first of those that tie."""
-    keys = functional.normalize(pool, dim=1).T
-    parts = functional.normalize(queries, dim=1).split(max(SIMILARITIES // len(pool), 1))
-    return torch.cat([(part @ keys).argmax(1) for part in parts])
 
 
 def fill_patches(
@@ -118,7 +114,7 @@ def _paint(
     trained: TrainedMethod,
 ) -> UInt8[Tensor, "targets pixels"]:
     """Predicted patches in grey levels, in patchify's order."""
-    if trained.recipe.method.target_norm == "layer":
+    if getattr(trained.recipe.method, "targets", None) == "normalised_pixels":
         true = gather_tokens(patchify(pixels, trained.recipe.model.patch_size), masks.target_idx.flatten(1))
         true = true.unflatten(1, masks.target_idx.shape[1:])[masks.target_mask]
         variance, mean = torch.var_mean(true, dim=-1, keepdim=True)

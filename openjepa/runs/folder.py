@@ -19,10 +19,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from openjepa.runs.atomic import write_atomic
 
 Row = dict[str, Any]
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -58,22 +59,6 @@ def _unescape(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _unescape(item) for key, item in value.items()}
     return [_unescape(item) for item in value] if isinstance(value, list) else value
-
-
-def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a file whole or not at all: a temporary file beside it, synced, then renamed over it."""
-    raw = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: Path, value: Row) -> None:

@@ -6,51 +6,65 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from openjepa.data.loader import Batch, training_batches
+from openjepa.data.batch import Batch
+from openjepa.data.loader import GroupSettings, StreamSettings, training_batches
 from openjepa.data.sources import ImageSource
 from openjepa.engine.fp8 import convert_to_fp8, require_fp8
 from openjepa.engine.optim import make_optimizer
 from openjepa.engine.precision import Precision, choose_precision, make_scaler, pick_device
 from openjepa.engine.prefetch import wait_for
-from openjepa.engine.schedule import target_momentum, warmup_cosine
+from openjepa.engine.schedule import warmup_cosine
+from openjepa.masks import check_masks
 from openjepa.methods import Method
 from openjepa.methods.make import make_method
-from openjepa.nn.encoder import compile_layers
+from openjepa.nn.encoder import VisionTransformer, compile_layers
+from openjepa.nn.predictor import Predictor
 from openjepa.recipe.sections import Recipe
 from openjepa.training.trainer import Schedules, Trainer
 
-MEASURED_STEPS = 30  # steps timed for train.max_minutes, at most
+MEASURED_STEPS = 30  # steps timed for a run of some minutes, at most
 WARMUP_STEPS = 3  # steps before the timing starts: caches, thread pools, data workers
 COMPILING_STEPS = 20  # steps of a compiled recipe at the least: they meet nearly all of its shapes
 COMPILING_TIMES = 19  # as long as the measuring: with it, the whole length of a run that measures for a twentieth of that
 MOST_STEPS = 1000  # of a compiled recipe, which end sooner by the clock
 SETTLED_TIMES = 2.0  # the fastest step: what takes longer has compiled something
 PAD_MULTIPLE = 16  # tokens; compiled layers then meet about ten shapes in a run (docs/performance.md)
-RESERVED_FRAC = 0.03  # share of max_minutes kept for health measurements and checkpoints
+RESERVED_FRAC = 0.03  # share of the minutes kept for health measurements and checkpoints
+MOST_PLANNED = 10**9  # steps of the batches of a run that minutes end
 
 
-def make_schedules(recipe: Recipe, total_steps: int) -> Schedules:
-    """Learning rate and momentum over total_steps; warm-up keeps its share of the run."""
-    optim, momentum = recipe.optim, recipe.momentum
-    scale = recipe.data.batch_size / optim.lr_batch_size if optim.lr_batch_size else 1.0
-    warmup_steps = round(total_steps * min(optim.warmup_epochs / recipe.train.epochs, 1.0))
-    return Schedules(
-        total_steps,
-        lambda step: scale * warmup_cosine(step, total_steps, warmup_steps, optim.start_lr, optim.lr, optim.final_lr),
-        lambda step: target_momentum(step, total_steps, momentum.schedule, momentum.start, momentum.end),
-    )
+def make_schedules(recipe: Recipe, method: Method, total_steps: int) -> Schedules:
+    """The learning rate over total_steps, and the method's own rates."""
+    optim = recipe.optim
+    scale = recipe.batch_size / optim.lr_batch_size if optim.lr_batch_size else 1.0
+    warmup_steps = round(total_steps * optim.warmup_frac)
+
+    def lr(place: float) -> float:
+        return scale * warmup_cosine(place, total_steps, warmup_steps, optim.start_lr, optim.lr, optim.final_lr)
+
+    return Schedules(total_steps, {"lr": lr} | method.schedules(total_steps))
 
 
-def make_trainer(recipe: Recipe, mean: list[float], std: list[float], total_steps: int, precision: Precision) -> Trainer:
-    """A method with fresh weights, a function of train.seed alone, and everything a step needs."""
+def make_trainer(
+    recipe: Recipe,
+    mean: list[float],
+    std: list[float],
+    total_steps: int,
+    precision: Precision,
+    num_classes: int | None = None,
+) -> Trainer:
+    """A method with fresh weights, a function of train.seed alone, and everything a step needs.
+
+    num_classes: of the training images' labels, for a method that needs them.
+    """
     device = pick_device(recipe.train.device)
     torch.manual_seed(recipe.train.seed)
-    method = make_method(recipe).to(device)
+    method = make_method(recipe, num_classes).to(device)
     if recipe.train.fp8:
         require_fp8(device)
         for layers in list_layers(method):
@@ -61,9 +75,9 @@ def make_trainer(recipe: Recipe, mean: list[float], std: list[float], total_step
     fused = device.type == "cuda" or precision != "fp32"
     return Trainer(
         method=method,
-        optimizer=make_optimizer(method, recipe.model.encoder_shape[1], recipe.optim, fused=fused),
+        optimizer=make_optimizer(method.weight_groups(), recipe.optim, fused=fused),
         scaler=make_scaler(device, precision),
-        schedules=make_schedules(recipe, total_steps),
+        schedules=make_schedules(recipe, method, total_steps),
         device=device,
         precision=precision,
         mean=torch.tensor(mean, device=device).view(-1, 1, 1),
@@ -77,17 +91,41 @@ def make_trainer(recipe: Recipe, mean: list[float], std: list[float], total_step
 
 
 def list_layers(method: Method) -> list[nn.Sequential]:
-    """The transformer layers of a method's encoders and predictor, where nearly all of a step's time goes."""
-    parts: list[Any] = [*method.encoders().values(), method.predictor]
-    return [part.blocks for part in parts]
+    """The stacks of transformer layers of a method, where nearly all of a step's time goes."""
+    return [part.blocks for part in method.modules() if isinstance(part, VisionTransformer | Predictor)]
+
+
+def list_groups(recipe: Recipe) -> tuple[GroupSettings, ...]:
+    """The recipe's groups of views, with their sizes and grids."""
+    return tuple(GroupSettings(name, group, recipe.size_of(group), recipe.grid_of(group)) for name, group in recipe.views.items())
 
 
 def make_batches(recipe: Recipe, source: ImageSource, start_step: int, total_steps: int) -> Generator[Batch, None, None]:
     """The run's micro-batches from start_step on."""
-    return training_batches(
-        source, recipe.data, recipe.mask, recipe.grid, seed=recipe.train.seed, start_step=start_step, total_steps=total_steps,
-        accumulation_steps=recipe.train.accumulation_steps,
+    settings = StreamSettings(
+        list_groups(recipe), recipe.batch_size, recipe.data.workers, recipe.train.seed, recipe.train.accumulation_steps,
+        with_labels=recipe.method.NEEDS_LABELS,
     )  # fmt: skip
+    return training_batches(source, settings, start_step=start_step, total_steps=total_steps)
+
+
+def count_classes(recipe: Recipe, source: ImageSource) -> int | None:
+    """Classes of the training images, for a method that needs labels; None for one that does not. ValueError without labels."""
+    if not recipe.method.NEEDS_LABELS:
+        return None
+    if source.labels is None:
+        raise ValueError(
+            f"{source.spec} has no labels, which method.name {recipe.method.name} needs; put each class's images into a "
+            "sub-folder of its own"
+        )
+    return len(source.classes)
+
+
+def check_views(recipe: Recipe) -> None:
+    """ValueError if a group's masks cannot be drawn on its grid."""
+    for group in list_groups(recipe):
+        if group.views.mask is not None:
+            check_masks(group.views.mask, group.grid)
 
 
 class StepTime(NamedTuple):
@@ -100,7 +138,7 @@ class StepTime(NamedTuple):
 def measure_step(recipe: Recipe, source: ImageSource, mean: list[float], std: list[float], max_s: float) -> StepTime:
     """Time some steps for about max_s seconds, on a trainer that is thrown away afterwards."""
     precision = choose_precision(pick_device(recipe.train.device), recipe.train.precision)
-    trainer = make_trainer(recipe, mean, std, MOST_STEPS, precision)
+    trainer = make_trainer(recipe, mean, std, MOST_STEPS, precision, count_classes(recipe, source))
     if recipe.train.compile:
         with closing(make_batches(recipe, source, 0, MOST_STEPS)) as batches:
             return _time_compiled(trainer, batches, max_s)
@@ -151,10 +189,11 @@ def _time_compiled(trainer: Trainer, batches: Iterator[Batch], max_s: float) -> 
 
 
 def plan_steps(recipe: Recipe, num_images: int, step_s: float | None) -> int:
-    """The number of optimizer steps: from epochs, and no more than max_steps or max_minutes allow."""
-    steps = max(round(recipe.train.epochs * num_images / recipe.data.batch_size), 1)
-    if recipe.train.max_steps is not None:
-        steps = min(steps, recipe.train.max_steps) if recipe.train.max_minutes else recipe.train.max_steps
-    if recipe.train.max_minutes is not None and step_s is not None:
-        steps = min(steps, max(int(60 * recipe.train.max_minutes * (1 - RESERVED_FRAC) / step_s), 1))
-    return steps
+    """The number of optimizer steps that train.length comes to; step_s, the seconds of one, is needed for minutes alone."""
+    amount, unit = recipe.train.run_length
+    if unit == "steps":
+        return int(amount)
+    if unit == "epochs":
+        return max(round(amount * num_images / recipe.batch_size), 1)
+    assert step_s is not None, "minutes are planned from the time of a step"
+    return max(int(60 * amount * (1 - RESERVED_FRAC) / step_s), 1)

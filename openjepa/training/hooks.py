@@ -1,7 +1,7 @@
 """What a run does after each step: log, measure health, plan again, probe, save. One class each, with its own state.
 
 `everywhere` says on which processes a hook is to run: on all of them, where it computes with weights that may be sharded
-or must agree on something, or on the first alone, where it writes or shows. There is one process so far.
+or must agree on something, or on the first alone, where it writes or shows (engine/world.py).
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from openjepa.engine.optim import state_tensors
 from openjepa.engine.precision import measure_peak
 from openjepa.health.measure import HealthMonitor
 from openjepa.health.verdict import RunFacts, Verdict, judge, warn_of_features, warn_of_gradients
-from openjepa.methods.cost import count_flops
 from openjepa.nn.encoder import Encoder
 from openjepa.runs.folder import write_json
-from openjepa.training.build import plan_steps
+from openjepa.training.cost import count_flops
 from openjepa.training.pace import typical_step_s
 from openjepa.training.speed import describe_speed
 from openjepa.training.trainer import StepImages, StepRecord
@@ -82,6 +81,7 @@ class Log:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.peak_flops = _peak(session.trainer.device, session.facts["precision"])
+        self.image_flops = count_flops(session.trainer.method, session.recipe)
         self.rows: list[dict[str, Any]] = []
 
     def after_step(self, record: StepRecord, is_last: bool) -> None:
@@ -92,16 +92,14 @@ class Log:
             return
         metrics = {name: float(value) for name, value in record.metrics.items()}
         total_s = record.data_wait_s + record.step_s
-        flops = sum(sum(count_flops(session.trainer.method, masks).values()) for masks in record.masks)
+        flops = self.image_flops * session.recipe.batch_size
         row = {
             "step": record.step,
-            "epoch": (record.step + 1) * recipe.data.batch_size / len(session.source),
+            "epoch": (record.step + 1) * recipe.batch_size / len(session.source),
             **metrics,
             "grad_norm": float(record.grad_norm),
-            "lr": record.lr,
-            "weight_decay": record.weight_decay,
-            **({"momentum": record.momentum} if "target" in session.trainer.method.encoders() else {}),
-            "images_per_s": recipe.data.batch_size / total_s,
+            **record.rates,
+            "images_per_s": recipe.batch_size / total_s,
             "fraction_of_peak": flops / total_s / self.peak_flops,
             "data_wait_frac": record.data_wait_s / total_s,
             "skipped_steps": record.num_skipped,
@@ -191,15 +189,15 @@ class Replan:
     def after_step(self, record: StepRecord, is_last: bool) -> None:
         """Plan again where health was measured."""
         session, done = self.session, record.step + 1
-        minutes = session.recipe.train.max_minutes
+        minutes, unit = session.recipe.train.run_length
         if not session.health.is_due(record.step, is_last):
             return
         if not self.timed or done > self.timed[-1][0]:
             self.timed.append((done, session.trained_s()))
-        if minutes is None or len(self.timed) < 2:
+        if unit != "minutes" or len(self.timed) < 2:
             return
         left_s, step_s, planned = 60 * minutes - self.timed[-1][1], typical_step_s(self.timed), session.total_steps
-        if session.pace.replan(done, left_s, step_s, plan_steps(session.recipe, len(session.source), None)):
+        if session.pace.replan(done, left_s, step_s):
             session.facts |= {"total_steps": session.total_steps, "plans": session.pace.plans}
             write_json(session.folder.run_json, session.facts)
             session.journal.set_total(session.total_steps)
@@ -255,7 +253,7 @@ class Save:
     def _is_due(self, step: int) -> tuple[bool, bool]:
         """Whether to save after this step, and whether to keep it for good: at the ends of epochs."""
         recipe = self.session.recipe
-        settings, per_epoch = recipe.checkpoint, len(self.session.source) / recipe.data.batch_size
+        settings, per_epoch = recipe.checkpoint, len(self.session.source) / recipe.batch_size
         epochs, epochs_before = math.floor((step + 1) / per_epoch), math.floor(step / per_epoch)
         permanent = epochs // settings.every_epochs > epochs_before // settings.every_epochs
         due = (step + 1) % settings.every_steps == 0 if settings.every_steps else epochs > epochs_before
@@ -272,6 +270,7 @@ class Save:
             "recipe": session.recipe.model_dump(mode="json"),
             "mean": session.facts["mean"],
             "std": session.facts["std"],
+            "num_classes": session.facts["num_classes"],
             "num_skipped": trainer.num_skipped,
             "skipped_in_a_row": trainer.skipped_in_a_row,
             "scaler": trainer.scaler.state_dict(),

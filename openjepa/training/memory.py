@@ -15,12 +15,14 @@ from typing import NamedTuple
 import psutil
 import torch
 
-from openjepa.data.loader import Batch
+from openjepa.data.batch import Batch, Views
+from openjepa.data.sources import ImageSource
 from openjepa.engine.precision import choose_precision, pick_device
 from openjepa.masks import Masks, sample_masks
-from openjepa.recipe.files import build_recipe
+from openjepa.recipe.edit import with_changes
 from openjepa.recipe.sections import Recipe
-from openjepa.training.build import make_trainer
+from openjepa.recipe.views import Mask
+from openjepa.training.build import count_classes, list_groups, make_trainer
 
 SMALL_BATCHES = (8, 24)  # images in each accumulated part; below, what does not grow with the batch hides what does
 STEPS = 2  # from the second on the optimizer has its moments
@@ -40,42 +42,42 @@ class MemoryLine(NamedTuple):
         return self.fixed + self.per_image * batch_size
 
 
-def fit_memory(recipe: Recipe) -> MemoryLine:
+def fit_memory(recipe: Recipe, num_classes: int | None = None) -> MemoryLine:
     """Measure the peak at two small batches of the heaviest mask."""
     parts = recipe.train.accumulation_steps
     small, large = (parts * size for size in SMALL_BATCHES)
-    peaks = [measure_peak_bytes(with_batch_size(recipe, size)) for size in (small, large)]
+    peaks = [measure_peak_bytes(with_changes(recipe, {"data.batch_size": size}), num_classes) for size in (small, large)]
     per_image = max(peaks[1] - peaks[0], 1) / (large - small)
     return MemoryLine(peaks[0] - per_image * small, per_image)
 
 
-def find_batch_size(recipe: Recipe, num_images: int) -> int:
+def find_batch_size(recipe: Recipe, num_images: int, num_classes: int | None = None) -> int:
     """The largest batch that fits into the device's free memory, and holds no image twice.
 
     ValueError if not even a small one fits.
     """
-    line, parts = fit_memory(recipe), recipe.train.accumulation_steps
+    line, parts = fit_memory(recipe, num_classes), recipe.train.accumulation_steps
     usable = USABLE_FRAC * free_bytes(pick_device(recipe.train.device))
     fitting = min(int((usable - line.fixed) / line.per_image), num_images)
     multiple = parts * BATCH_MULTIPLE if fitting >= parts * BATCH_MULTIPLE else parts
     batch_size = fitting // multiple * multiple
     if batch_size < parts:
         raise ValueError(
-            f"--batch auto: {parts} images of recipe {recipe.name} need {line.predict(parts) / 2**30:.1f} GB, "
+            f"data.batch_size auto: {parts} images of recipe {recipe.name} need {line.predict(parts) / 2**30:.1f} GB, "
             f"{usable / 2**30:.1f} GB can be used; take a smaller model.encoder, or "
             "turn on train.activation_checkpointing"
         )
     return batch_size
 
 
-def measure_peak_bytes(recipe: Recipe) -> int:
+def measure_peak_bytes(recipe: Recipe, num_classes: int | None = None) -> int:
     """Peak memory of training steps at the recipe's batch size: of the process on a CPU, of PyTorch on a GPU."""
     device = pick_device(recipe.train.device)
     batches = heaviest_batches(recipe)
     _reset_peak(device)
     channels = recipe.data.channels
     precision = choose_precision(device, recipe.train.precision)
-    trainer = make_trainer(recipe, [0.5] * channels, [0.25] * channels, total_steps=1000, precision=precision)
+    trainer = make_trainer(recipe, [0.5] * channels, [0.25] * channels, 1000, precision, num_classes)
     for _ in range(STEPS):
         trainer.step(batches)
     return peak_bytes(device)
@@ -83,26 +85,32 @@ def measure_peak_bytes(recipe: Recipe) -> int:
 
 def heaviest_batches(recipe: Recipe) -> list[Batch]:
     """The micro-batches of a step on black images that all have the mask with the most tokens among those drawn."""
-    heaviest: Masks | None = None
-    most = 0
-    for step in range(DRAWN_BATCHES):
-        drawn = sample_masks(recipe.mask, recipe.grid, DRAWN_IMAGES, seed=0, step=step)
-        tokens = drawn.context_lengths + drawn.target_lengths.sum(1)
-        if int(tokens.max()) > most:
-            most, heaviest = int(tokens.max()), drawn.split(DRAWN_IMAGES)[int(tokens.argmax())]
-    assert heaviest is not None
     count = recipe.train.accumulation_steps
-    size = recipe.data.batch_size // count
-    images = torch.zeros(size, recipe.data.channels, *recipe.data.size, dtype=torch.uint8)
-    batch = Batch(0, images, heaviest.repeat(size), torch.zeros(size, dtype=torch.int64), share=1 / count)
+    size = recipe.batch_size // count
+    groups = {}
+    for name, group, view_size, grid in list_groups(recipe):
+        images = torch.zeros(size, group.count, recipe.data.channels, *view_size, dtype=torch.uint8)
+        masks = None if group.mask is None else _find_heaviest(group.mask, grid).repeat(size * group.count)
+        groups[name] = Views(images, masks)
+    labels = torch.zeros(size, dtype=torch.int64) if recipe.method.NEEDS_LABELS else None
+    batch = Batch(0, groups, torch.zeros(size, dtype=torch.int64), labels, share=1 / count)
     return [batch] * count
 
 
-def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
-    """The recipe at another batch size."""
-    values = recipe.model_dump()
-    values["data"]["batch_size"] = batch_size
-    return build_recipe(values, where=f"recipe {recipe.name} at batch size {batch_size}")
+def _find_heaviest(settings: Mask, grid: tuple[int, int]) -> Masks:
+    """The mask, of one view, with the most tokens among those drawn."""
+    drawn = [sample_masks(settings, grid, DRAWN_IMAGES, seed=0, step=step) for step in range(DRAWN_BATCHES)]
+    tokens = [int((masks.context_lengths + masks.target_lengths.sum(1)).max()) for masks in drawn]
+    heaviest = drawn[tokens.index(max(tokens))]
+    place = int((heaviest.context_lengths + heaviest.target_lengths.sum(1)).argmax())
+    return heaviest.take(place, place + 1)
+
+
+def settle_batch_size(recipe: Recipe, source: ImageSource) -> Recipe:
+    """The recipe with a number for data.batch_size auto: the largest batch that fits. Others come back unchanged."""
+    if recipe.data.batch_size != "auto":
+        return recipe
+    return with_changes(recipe, {"data.batch_size": find_batch_size(recipe, len(source), count_classes(recipe, source))})
 
 
 def free_bytes(device: torch.device) -> int:

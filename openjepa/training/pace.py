@@ -54,12 +54,12 @@ class Pace:
         catching_up = (end - reached) / (total - since)  # the steeper of the two where the schedules lag behind the steps
         return max(reached, end - (total - 1 - step) * max(in_proportion, catching_up))
 
-    def replan(self, done: int, left_s: float, step_s: float, most_steps: int) -> bool:
-        """Plan again after `done` steps, from the time left, the time of a step and the most steps the run may have.
+    def replan(self, done: int, left_s: float, step_s: float) -> bool:
+        """Plan again after `done` steps, from the time left and the time of a step.
 
         False, and nothing changes, where the length would hardly change or plans were made for later steps already.
         """
-        total = min(done + max(int(left_s / step_s), 1), most_steps)
+        total = done + max(int(left_s / step_s), 1)
         if not self.plans[-1][0] < done < self.total_steps or abs(total - self.total_steps) <= CHANGED_FRAC * self.total_steps:
             return False
         self._add(done, total)

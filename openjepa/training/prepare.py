@@ -7,33 +7,39 @@ from contextlib import closing
 from typing import Any
 
 import torch
+from torch import nn
 
 from openjepa.data.fingerprint import fingerprint
 from openjepa.data.sources import ImageSource
 from openjepa.data.views import find_normalization
 from openjepa.engine.precision import choose_precision, pick_device
-from openjepa.engine.threads import choose_threads
+from openjepa.engine.threads import choose_threads, use_threads
 from openjepa.methods.make import make_method
-from openjepa.recipe.files import build_recipe
+from openjepa.recipe.check import build_recipe
 from openjepa.recipe.sections import Recipe
 from openjepa.runs.environment import describe_machine, describe_versions, read_git_state
 from openjepa.runs.folder import RunFolder
-from openjepa.training.build import make_batches, make_trainer, measure_step, plan_steps
+from openjepa.training.build import count_classes, make_batches, make_trainer, measure_step, plan_steps
 from openjepa.training.resume import PLANNED_FROM, check_changes, find_changes
 from openjepa.weights.initial import InitialWeights
 
-MEASURED_FRAC = 0.05  # of max_minutes: at most so much goes into timing steps
+RECIPE_VERSION = Recipe.model_fields["version"].default
+RESUMED_S = 10.0  # for timing steps of a resumed run that had no minutes before
+MEASURED_FRAC = 0.05  # of a run's minutes: at most this share goes into timing steps
 
 
 def describe_run(recipe: Recipe, source: ImageSource, initial: InitialWeights | None) -> dict[str, Any]:
     """Measure what a new run needs to know, and give what its run.json will hold. Writes nothing."""
     mean, std = find_normalization(recipe.data, source)
-    step_s = None
-    if recipe.train.max_minutes is not None:
-        step_s = measure_step(recipe, source, mean, std, MEASURED_FRAC * 60 * recipe.train.max_minutes).seconds
+    threads, step_s = count_threads(recipe, source, mean, std), None
+    length, num_classes = recipe.train.run_length, count_classes(recipe, source)
+    if length.unit == "minutes":
+        with use_threads(threads):
+            step_s = measure_step(recipe, source, mean, std, MEASURED_FRAC * 60 * length.amount).seconds
     with torch.device("meta"):  # shapes without memory, to count parameters
-        method = make_method(recipe)
-    parts = {"encoder": method.context_encoder, "predictor": method.predictor}
+        method = make_method(recipe, num_classes)
+    parts = dict(method.named_children())
+    parts["encoder"] = parts.pop("context_encoder")
     device = pick_device(recipe.train.device)
     total_steps = plan_steps(recipe, len(source), step_s)
     return {
@@ -47,16 +53,22 @@ def describe_run(recipe: Recipe, source: ImageSource, initial: InitialWeights | 
         "measured_step_ms": None if step_s is None else 1000 * step_s,
         "mean": mean,
         "std": std,
-        "num_parameters": {name: sum(w.numel() for w in part.parameters() if w.requires_grad) for name, part in parts.items()},
+        "num_classes": num_classes,
+        "num_parameters": {name: count for name in sorted(parts) if (count := count_trained(parts[name]))},
         "versions": describe_versions(),
         "git": read_git_state(),
         "hardware": describe_machine(device),
         "precision": choose_precision(device, recipe.train.precision),
-        "threads": count_threads(recipe, source, mean, std),
+        "threads": threads,
         "init": initial and {"checkpoint": str(initial.path), "sha256": initial.sha256, "taken": initial.describe(recipe.grid)},
         "started": now(),
         "finished": None,
     }
+
+
+def count_trained(part: nn.Module) -> int:
+    """Trained weights of a part."""
+    return sum(weight.numel() for weight in part.parameters() if weight.requires_grad)
 
 
 def count_threads(recipe: Recipe, source: ImageSource, mean: list[float], std: list[float]) -> int:
@@ -64,29 +76,44 @@ def count_threads(recipe: Recipe, source: ImageSource, mean: list[float], std: l
     device, most = pick_device(recipe.train.device), torch.get_num_threads()
     if device.type != "cpu" or most == 1:
         return most
-    trainer = make_trainer(recipe, mean, std, 1000, choose_precision(device, recipe.train.precision))
+    precision = choose_precision(device, recipe.train.precision)
+    trainer = make_trainer(recipe, mean, std, 1000, precision, count_classes(recipe, source))
     with closing(make_batches(recipe, source, 0, 1)) as batches:
         batch = next(batches)
     return choose_threads(lambda: trainer.step([batch]), most)
 
 
-def reopen_run(recipe: Recipe | None, source: ImageSource, folder: RunFolder, accept_changes: bool) -> dict[str, Any]:
-    """What run.json will hold of an earlier run that goes on. Writes nothing.
+def read_recorded(folder: RunFolder) -> Recipe:
+    """The recipe of a run that is to go on. ValueError if an earlier version of OpenJEPA trained it."""
+    recorded = folder.read_run()["recipe"]
+    if recorded.get("version") != RECIPE_VERSION:
+        raise ValueError(
+            f"{folder.path} was trained by an earlier version of OpenJEPA, whose runs cannot go on; evaluate, embed, report and "
+            f"export take it, and a new run starts from its weights: another --out, --init {folder.path} and no --resume"
+        )
+    return build_recipe(recorded, where=str(folder.run_json))
+
+
+def reopen_run(recipe: Recipe, source: ImageSource, folder: RunFolder, accept_changes: bool) -> dict[str, Any]:
+    """What run.json will hold of an earlier run that goes on with this recipe. Writes nothing.
 
     ValueError names what changed since, unless the changes are accepted and the run can follow them.
     """
-    facts = folder.read_run()
-    recorded = build_recipe(facts["recipe"], where=str(folder.run_json))
-    recipe = recipe or recorded
+    facts, recorded = folder.read_run(), read_recorded(folder)
     changes = find_changes(recorded, recipe)
     found = fingerprint(source)
     if facts["num_images"] != len(source):
         changes["number of images"] = (facts["num_images"], len(source))
     elif facts.get("fingerprint", found) != found:
         changes["images"] = (facts["data"], f"others in {source.spec}")
+    if facts["num_classes"] not in (None, count_classes(recipe, source)):
+        changes["number of classes"] = (facts["num_classes"], count_classes(recipe, source))
     check_changes(changes, accept_changes, str(folder.path))
     if changes.keys() & PLANNED_FROM:
-        step_s = facts["measured_step_ms"] and facts["measured_step_ms"] / 1000
+        step_s = None
+        if recipe.train.run_length.unit == "minutes":
+            step_ms = facts["measured_step_ms"]
+            step_s = step_ms / 1000 if step_ms else measure_step(recipe, source, facts["mean"], facts["std"], RESUMED_S).seconds
         total_steps = plan_steps(recipe, len(source), step_s)
         facts |= {"total_steps": total_steps, "plans": [(0, total_steps)]}
     device = pick_device(recipe.train.device)

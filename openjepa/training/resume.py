@@ -1,7 +1,7 @@
 """What may change when a run is resumed: for every recipe key, whether it acts from then on or cannot.
 
-Keys that are not in REFUSED act from the first resumed step on, once the user accepts them; IGNORED say nothing about
-the computation. tests/unit/test_resume.py resumes a run with every key changed.
+Keys that are not in REFUSED, or in a group that is, act from the first resumed step on, once the user accepts them; IGNORED
+say nothing about the computation. tests/unit/test_resume.py resumes a run with every key changed.
 """
 
 from __future__ import annotations
@@ -19,22 +19,18 @@ REFUSED = {
     "data.image_size": _SHAPE,
     "data.channels": _SHAPE,
     "data.normalization": "the weights were trained on images normalised the recorded way",
-    "model.encoder": _SHAPE,
-    "model.width": _SHAPE,
-    "model.depth": _SHAPE,
-    "model.heads": _SHAPE,
-    "model.patch_size": _SHAPE,
-    "model.predictor_width": _SHAPE,
-    "model.predictor_depth": _SHAPE,
-    "model.predictor_heads": _SHAPE,
-    "model.predictor_positions": _SHAPE,
-    "model.residual_rescale": _DRAWN,
+    "model": _SHAPE,
     "train.seed": _DRAWN,
-    "method.name": _PREDICTS,
+    "method.name": "the weights were trained for another task",
+    "method.predictor": _SHAPE,
     "method.targets": _PREDICTS,
+    "method.pool_targets": _PREDICTS,
+    "method.projector_width": _SHAPE,
+    "method.projector_hidden": _SHAPE,
     "health.num_images": "earlier health measurements are of the recorded number",
+    "number of classes": "the classifier was made for the recorded number",
 }
-PLANNED_FROM = frozenset({"train.epochs", "train.max_steps", "train.max_minutes", "data.batch_size", "number of images"})
+PLANNED_FROM = frozenset({"train.length", "data.batch_size", "number of images"})
 
 Changes = dict[str, tuple[Any, Any]]
 
@@ -46,7 +42,9 @@ def find_changes(recorded: Recipe, asked: Recipe) -> Changes:
 
 def check_changes(changes: Changes, accepted: bool, run: str) -> None:
     """ValueError for a change that a resumed run cannot follow, or that the user has not accepted."""
-    refused = [f"{_word(key, changes[key])}: {REFUSED[key]}" for key in changes if key in REFUSED]
+    if "method.name" in changes:  # all of its section differs
+        changes = {"method.name": changes["method.name"]}
+    refused = [f"{_word(key, changes[key])}: {reason}" for key in changes if (reason := _why_refused(key))]
     if refused:
         raise ValueError(
             f"{run} cannot go on with {'; '.join(refused)}. Drop the change, or start a new run from its weights: "
@@ -55,6 +53,11 @@ def check_changes(changes: Changes, accepted: bool, run: str) -> None:
     if changes and not accepted:
         listed = "; ".join(_word(key, pair) for key, pair in changes.items())
         raise ValueError(f"{run} was started with other settings: {listed}. Drop the changes or add --accept-changes")
+
+
+def _why_refused(key: str) -> str | None:
+    """Why a key, or the group that it is in, cannot change."""
+    return next((reason for refused, reason in REFUSED.items() if key == refused or key.startswith(f"{refused}.")), None)
 
 
 def _word(key: str, pair: tuple[Any, Any]) -> str:

@@ -20,15 +20,17 @@ from openjepa.data.sources import ImageSource
 from openjepa.engine.checkpoint import find_latest, load_checkpoint
 from openjepa.engine.optim import load_state_tensors
 from openjepa.engine.precision import explain_precision
+from openjepa.engine.threads import use_threads
 from openjepa.health.measure import HealthMonitor
 from openjepa.health.verdict import RunFacts, Verdict
 from openjepa.nn.encoder import Encoder
 from openjepa.recipe.files import to_yaml
 from openjepa.recipe.sections import Recipe
-from openjepa.runs.folder import RunFolder, write_atomic, write_json
+from openjepa.runs.atomic import write_atomic
+from openjepa.runs.folder import RunFolder, write_json
 from openjepa.runs.log import Journal
 from openjepa.runs.stop import Interrupted, SignalCatcher
-from openjepa.training.build import make_batches, make_trainer, plan_steps
+from openjepa.training.build import MOST_PLANNED, make_batches, make_trainer
 from openjepa.training.hooks import Health, Hook, Log, Probe, ProbeEncoder, Replan, Save, Skipped
 from openjepa.training.pace import Pace
 from openjepa.training.prepare import now
@@ -42,7 +44,9 @@ class Session:
     def __init__(self, recipe: Recipe, source: ImageSource, folder: RunFolder, facts: dict[str, Any], console: Console) -> None:
         self.recipe, self.source, self.folder, self.facts, self.console = recipe, source, folder, facts, console
         self.pace = Pace((since, total) for since, total in facts.get("plans", [(0, facts["total_steps"])]))
-        self.trainer = make_trainer(recipe, facts["mean"], facts["std"], self.pace.planned_steps, facts["precision"])
+        self.trainer = make_trainer(
+            recipe, facts["mean"], facts["std"], self.pace.planned_steps, facts["precision"], facts["num_classes"]
+        )  # fmt: skip
         self.trainer.schedules = replace(self.trainer.schedules, place=self.pace.place)
         if words := explain_precision(self.trainer.device, recipe.train.precision, facts["precision"]):
             self.say(words)
@@ -115,12 +119,8 @@ class Session:
         However it ends, the state of the last whole step is saved. Raises Interrupted after a signal, ArithmeticError after
         ten steps in a row that were not finite, and whatever else ended it.
         """
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.facts.get("threads", before))
-        try:
+        with use_threads(self.facts.get("threads", torch.get_num_threads())):
             self._train()
-        finally:
-            torch.set_num_threads(before)
         if self.signals.caught is not None and self.last_step + 1 < self.total_steps:
             raise Interrupted(self.last_step + 1, self.signals.caught)
         self.facts["finished"] = now()
@@ -129,7 +129,8 @@ class Session:
 
     def _train(self) -> None:
         self._warn()
-        most_steps = plan_steps(self.recipe, len(self.source), None)  # however much time there is
+        is_timed = self.recipe.train.run_length.unit == "minutes"
+        most_steps = MOST_PLANNED if is_timed else self.total_steps
         batches = make_batches(self.recipe, self.source, self.start_step, most_steps)
         journal = Journal(self.folder, self.start_step, self.total_steps, self.console)
         self.health.read_rows()
@@ -157,7 +158,8 @@ class Session:
         self.last_step = record.step
         is_last = record.step + 1 == self.total_steps
         for hook in self.hooks:
-            hook.after_step(record, is_last)
+            if hook.everywhere or self.trainer.world.is_first:
+                hook.after_step(record, is_last)
         is_stopping = self.signals.caught is not None
         self.save.after_step(record, is_last, is_stopping)
         self.journal.advance(record.step)

@@ -1,6 +1,6 @@
-"""The training loop. One step, in order: rates, gradients, unscale, clip, check, optimizer, momentum update.
+"""The training loop. One step, in order: rates, gradients, unscale, clip, check, optimizer, what follows the weights.
 
-State is one integer: rates, momentum and every random draw are functions of the step. On a CPU a resume from weights,
+State is one integer: rates and every random draw are functions of the step. On a CPU a resume from weights,
 optimizer and step is bit-equal to a run never stopped (tests/chaos/test_kill_and_resume.py). On a GPU it sees the same
 images, views, masks and rates, but the backward pass of attention adds up in no fixed order: two equal runs agree to
 rounding, and so does a resumed one. A step whose loss or gradient is not finite is skipped before the optimizer sees it.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -22,12 +22,12 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from openjepa.data.loader import Batch
-from openjepa.engine.optim import clip_gradients, momentum_where, set_rates, step_where
+from openjepa.data.batch import Batch
+from openjepa.engine.optim import clip_gradients, set_rates, step_where
 from openjepa.engine.precision import LEAST_SCALE, Precision, autocast, read_scale
 from openjepa.engine.prefetch import Answer, place_ahead, wait_for
-from openjepa.masks import Masks
-from openjepa.methods import Method
+from openjepa.engine.world import World
+from openjepa.methods.contract import Method, Rates, Schedule
 from openjepa.nn.encoder import normalise
 
 MAX_SKIPPED_IN_A_ROW = 10
@@ -35,12 +35,17 @@ MAX_SKIPPED_IN_A_ROW = 10
 
 @dataclass(frozen=True)
 class Schedules:
-    """Learning rate and momentum as functions of a place, 0 to total_steps - 1, and each step's place (engine/pace.py)."""
+    """Rates as functions of a place, 0 to total_steps - 1, and each step's place (pace.py)."""
 
     total_steps: int
-    lr: Callable[[int | float], float]
-    momentum: Callable[[int | float], float]
+    rates: dict[str, Schedule]
+    """lr, and the method's own."""
     place: Callable[[int], float] = float
+
+    def at(self, step: int) -> dict[str, float]:
+        """The rates of a step."""
+        place = self.place(step)
+        return {name: schedule(place) for name, schedule in self.rates.items()}
 
 
 class StepImages(NamedTuple):
@@ -57,10 +62,7 @@ class StepRecord:
     step: int
     metrics: dict[str, Tensor]
     grad_norm: Tensor  # before clipping, of the last step whose gradients did not overflow; 0 before there is one
-    lr: float
-    weight_decay: float
-    momentum: float
-    masks: list[Masks]  # of its micro-batches
+    rates: dict[str, float]  # lr, weight_decay, and the method's own
     unreadable: list[tuple[str, str]]  # (path, reason) of image files that others replaced
     skipped: list[StepImages]  # broken steps found since the last one: on a CPU this step's or none, on a GPU the one before
     skipped_in_a_row: int  # broken steps
@@ -100,6 +102,7 @@ class Trainer:
     mean: Tensor
     std: Tensor
     seed: int
+    world: World = field(default_factory=World)
     accumulation_steps: int = 1
     clip_grad_norm: float | None = None
     log_every_steps: int = 1
@@ -145,26 +148,24 @@ class Trainer:
         """
         batches = iter(batches)
         first = next(batches)
-        step, schedules = first.step, self.schedules
+        step = first.step
         torch.manual_seed(self.seed * 1_000_003 + step)  # whatever the method draws is a function of the step
-        place = schedules.place(step)
-        lr, momentum = schedules.lr(place), schedules.momentum(place)
-        set_rates(self.optimizer, lr, place, schedules.total_steps)
+        rates = self.schedules.at(step)
+        set_rates(self.optimizer, rates["lr"], self.schedules.place(step), self.schedules.total_steps)
         metrics: dict[str, Tensor] = {}
-        masks, image_idx, unreadable = [], [], []
+        image_idx, unreadable = [], []
         for batch in chain([first], batches):
-            for key, value in self.accumulate_gradients(batch).items():
+            for key, value in self.accumulate_gradients(batch, rates).items():
                 metrics[key] = metrics.get(key, torch.zeros_like(value)) + batch.share * value
-            masks.append(batch.masks)
             image_idx.append(batch.image_idx)
             unreadable += batch.skipped
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.weights, self.clip_grad_norm)
         is_loss_finite, are_gradients_finite = torch.isfinite(metrics["loss"]), torch.isfinite(grad_norm)
-        finite = is_loss_finite & are_gradients_finite
+        finite = self.world.all(is_loss_finite & are_gradients_finite)
         self.is_updating = True
         step_where(finite, self.optimizer)
-        self.method.update_target(momentum_where(finite, momentum))
+        self.method.after_step(rates, finite)
         self.is_updating = False
         scale = read_scale(self.scaler, self.device)
         self.scaler.update()
@@ -174,25 +175,24 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.unread.append((StepImages(step, torch.cat(image_idx)), Answer(torch.stack([finite, overflowed]))))
         skipped = self.find_skipped(leave=1 if self.device.type == "cuda" else 0)
-        decay = max(float(group["weight_decay"]) for group in self.optimizer.param_groups)
+        rates["weight_decay"] = max(float(group["weight_decay"]) for group in self.optimizer.param_groups)
         return StepRecord(
-            step, metrics, self.grad_norm, lr, decay, momentum, masks, unreadable,
+            step, metrics, self.grad_norm, rates, unreadable,
             skipped, self.skipped_in_a_row, self.num_skipped, self.num_overflows,
         )  # fmt: skip
 
-    def accumulate_gradients(self, batch: Batch) -> dict[str, Tensor]:
+    def accumulate_gradients(self, batch: Batch, rates: Rates) -> dict[str, Tensor]:
         """Add the gradients of a micro-batch's mean loss times its share, and give its metrics."""
-        batch = self.place(batch)
+        batch = self.place(batch).map_images(lambda images: normalise(images, self.mean, self.std))
         with autocast(self.device, self.precision):
-            loss, metrics = self.method(normalise(batch.images, self.mean, self.std), batch.masks)
+            loss, metrics = self.method(batch, rates)
         self.scaler.scale(loss * batch.share).backward()
         measured: dict[str, Tensor] = metrics
         return measured
 
     def place(self, batch: Batch) -> Batch:
         """The micro-batch on the device, its masks padded to a multiple of pad_multiple. A second time changes nothing."""
-        masks = batch.masks.pad(self.pad_multiple).to(self.device)
-        return replace(batch, images=batch.images.to(self.device, non_blocking=True), masks=masks)
+        return batch.to(self.device, self.pad_multiple)
 
     def find_skipped(self, leave: int = 0) -> list[StepImages]:
         """Count overflows and broken steps, and give the broken ones; the last `leave` steps are not asked for yet."""

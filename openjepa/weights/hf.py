@@ -155,7 +155,6 @@ def write_hf(path: Path, encoder: Encoder, facts: dict[str, Any]) -> None:
         processor = transformers.ViTImageProcessor(size=size, do_convert_rgb=True, **normalization)
     processor.save_pretrained(path)
     save_file(to_hf(tensors), path / "model.safetensors", metadata=to_metadata(facts))
-    (path / "model.safetensors").chmod(0o644)  # the library leaves 0600
 
 
 def reload_hf(path: Path) -> Callable[[Iterable[Tensor]], EncoderOutput]:

@@ -2,7 +2,7 @@
 
 Step 0, a fresh optimizer and fresh schedules: this starts a run, where a resume goes on with one. A checkpoint of one encoder
 gives its weights to both, and one whose predictor predicts something else gives its encoders alone. Positions are resized if the
-grid differs (openjepa/nn/positions.py); any other difference in shape is refused, with the flags that make the recipe fit.
+grid differs (openjepa/nn/positions.py); any other difference in shape is refused, with the values that make the recipe fit.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from openjepa.engine.checkpoint import digest, load_checkpoint
 from openjepa.methods import Method
 from openjepa.methods.make import make_method
 from openjepa.nn.positions import resize_positions
+from openjepa.recipe.check import build_recipe
 from openjepa.recipe.edit import changed_keys
-from openjepa.recipe.files import build_recipe
-from openjepa.recipe.sections import Model, Recipe
+from openjepa.recipe.methods import IJEPA, MAE
+from openjepa.recipe.sections import Recipe
 from openjepa.weights.load import find_checkpoint
 
 ENCODERS = ("context_encoder", "target_encoder")
-PREDICTOR_KEYS = {f"model.{key}" for key in Model.model_fields if key.startswith("predictor_")}
 ENCODER_KEYS = {"data.channels", *(f"model.{key}" for key in ("encoder", "width", "depth", "heads", "patch_size"))}
 
 
@@ -38,10 +38,11 @@ class InitialWeights:
     mean: list[float]  # of the images that they were trained on, in [0, 1], one value a channel
     std: list[float]
     num_encoders: int  # of the run
+    has_predictor: bool  # the run
 
     def fill(self, method: Method) -> None:
         """Put the weights into a method of the same shapes, in place."""
-        for part in (*(f"{name}_encoder" for name in method.encoders()), "predictor"):
+        for part in (*(f"{name}_encoder" for name in method.encoders()), *self.parts.keys() & {"predictor"}):
             weights = self.parts.get(part)
             if weights is None and part in ENCODERS:
                 weights = next(self.parts[encoder] for encoder in ENCODERS if encoder in self.parts)
@@ -53,7 +54,7 @@ class InitialWeights:
         """What a run on this grid takes, in a line."""
         given = [part.replace("_", " ") for part in ENCODERS if part in self.parts]
         encoders = " and ".join(given) + (" (for both encoders)" if len(given) < self.num_encoders else "")
-        predictor = "predictor" if "predictor" in self.parts else "a new predictor"
+        predictor = "predictor" if "predictor" in self.parts else "a new predictor" if self.has_predictor else "nothing else"
         resized = f"; positions resized from {self.grid[0]} x {self.grid[1]} to {grid[0]} x {grid[1]} patches"
         return f"{encoders}, {predictor}{resized if grid != self.grid else ''}; step 0, fresh optimizer"
 
@@ -70,18 +71,21 @@ def open_initial(checkpoint: str | Path, recipe: Recipe) -> InitialWeights:
     if not parts.keys() & set(ENCODERS):
         raise ValueError(f"{path} holds no encoder")
     with torch.device("meta"):
-        num_encoders = len(make_method(recipe).encoders())
+        method = make_method(recipe, num_classes=2)
+    num_encoders, has_predictor = len(method.encoders()), hasattr(method, "predictor")
     if num_encoders == 1 and "context_encoder" in parts:
         parts.pop("target_encoder", None)
-    if _find_kind(theirs) != _find_kind(recipe):
+    if _find_kind(recipe) is None or _find_kind(theirs) != _find_kind(recipe):
         parts.pop("predictor", None)
     _require_same_shapes(recipe, theirs, "predictor" in parts, path.name)
-    return InitialWeights(path, digest(path), parts, theirs.grid, info["mean"], info["std"], num_encoders)
+    return InitialWeights(path, digest(path), parts, theirs.grid, info["mean"], info["std"], num_encoders, has_predictor)
 
 
 def _find_kind(recipe: Recipe) -> str | None:
-    """What a predictor predicts: pooled features are features."""
-    return "features" if recipe.method.targets == "pooled" else recipe.method.targets
+    """What a predictor predicts, which decides its last weights; None without one. Normalised pixels are pixels."""
+    if isinstance(recipe.method, MAE):
+        return "pca" if recipe.method.targets == "pca" else "pixels"
+    return "features" if isinstance(recipe.method, IJEPA) else None
 
 
 def _require_same_shapes(ours: Recipe, theirs: Recipe, with_predictor: bool, name: str) -> None:
@@ -92,7 +96,11 @@ def _require_same_shapes(ours: Recipe, theirs: Recipe, with_predictor: bool, nam
     own, other = ours.model, theirs.model
     asked = (own.encoder_shape, own.patch_size, ours.data.channels)
     held = (other.encoder_shape, other.patch_size, theirs.data.channels)
-    compared = (set() if asked == held else ENCODER_KEYS) | (PREDICTOR_KEYS if with_predictor else set())
-    flags = [f"--{key.replace('_', '-')} {value}" for key, (_, value) in changed_keys(ours, theirs).items() if key in compared]
+    compared = () if asked == held else ENCODER_KEYS
+    flags = [
+        f"{key}={'null' if value is None else value}"
+        for key, (_, value) in changed_keys(ours, theirs).items()
+        if key in compared or (with_predictor and key.startswith("method.predictor."))
+    ]
     if flags:
         raise ValueError(f"{name} does not fit the recipe {ours.name}: add {' '.join(flags)}, or choose a recipe that fits")

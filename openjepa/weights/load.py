@@ -12,7 +12,7 @@ from openjepa.engine.precision import pick_device
 from openjepa.methods import Method
 from openjepa.methods.make import make_encoder, make_method
 from openjepa.nn.encoder import Encoder
-from openjepa.recipe.files import build_recipe
+from openjepa.recipe.check import build_recipe
 from openjepa.recipe.sections import Recipe
 from openjepa.runs.folder import RunFolder
 
@@ -67,13 +67,14 @@ class TrainedMethod(NamedTuple):
 
 
 def load_method(checkpoint: Path) -> TrainedMethod:
-    """Encoders and predictor of a checkpoint file, on the CPU, for evaluation. ValueError if one of them is not in it."""
+    """The whole method of a checkpoint file, on the CPU, for evaluation. ValueError if one of them is not in it."""
     tensors, info = load_checkpoint(checkpoint, prefix="method.")
     recipe = _recipe_of(info)
     with torch.device("meta"):
-        method = make_method(recipe)
-    if not any(name.startswith("method.predictor.") for name in tensors):
-        raise ValueError(f"{checkpoint.name} holds no predictor")
+        method = make_method(recipe, info.get("num_classes"))
+    for part in (name for name, _ in method.named_children() if not name.endswith("_encoder") and name != "pixel_targets"):
+        if not any(name.startswith(f"method.{part}.") for name in tensors):
+            raise ValueError(f"{checkpoint.name} holds no {part}")
     for name in method.encoders():
         if not any(key.startswith(f"method.{name}_encoder.") for key in tensors):
             raise ValueError(f"{checkpoint.name} holds no {name} encoder")

@@ -20,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from openjepa.data.views import IMAGENET_MEAN, IMAGENET_STD
-from openjepa.methods import IJEPA
-from openjepa.recipe.files import build_recipe, list_recipes, load_recipe
+from openjepa.methods.make import make_method
+from openjepa.recipe.edit import with_changes
+from openjepa.recipe.files import list_recipes, load_recipe
 from openjepa.recipe.sections import ENCODERS, Model, Recipe
 
 ENCODER_PARTS = ("context_encoder", "target_encoder")
@@ -94,11 +95,10 @@ def infer_recipe(weights: Weights, heads: int | None = None) -> Recipe:
     model, channels, num_patches = infer_encoder(weights.part(_an_encoder(weights)), heads or weights.heads)
     size = weights.size or _square_size(num_patches, model.patch_size)
     base = _nearest_paper_recipe(model, size)
-    shape = model.model_dump(include={"encoder", "width", "depth", "heads", "patch_size"}) | infer_predictor(weights, model)
-    values = base.model_dump()
-    values["data"] |= {"image_size": size[0] if size[0] == size[1] else size, "channels": channels}
-    values["model"] |= shape
-    recipe = build_recipe(values, where=weights.kind)
+    changes: dict[str, Any] = {"data.image_size": size[0] if size[0] == size[1] else size, "data.channels": channels}
+    changes |= {f"model.{key}": value for key, value in model.model_dump().items()}
+    changes |= {f"method.predictor.{key}": value for key, value in infer_predictor(weights, model).items()}
+    recipe = with_changes(base, changes, weights.kind)
     return recipe if recipe == base else recipe.model_copy(update={"name": "imported", "description": f"From a {weights.kind}."})
 
 
@@ -136,7 +136,7 @@ def infer_encoder(encoder: dict[str, Tensor], heads: int | None) -> tuple[Model,
 
 
 def infer_predictor(weights: Weights, encoder: Model) -> dict[str, Any]:
-    """The predictor's values of a model section; none without one. It has the encoder's heads, as in the release."""
+    """The predictor's section of a recipe; nothing without one. It has the encoder's heads, as in the release."""
     predictor = weights.part("predictor")
     if not predictor:
         return {}
@@ -144,17 +144,17 @@ def infer_predictor(weights: Weights, encoder: Model) -> dict[str, Any]:
     if projection is None or projection.ndim != 2:
         raise ValueError(f"no predictor that we have: no input projection among {', '.join(sorted(predictor)[:SHOWN_NAMES])}")
     return {
-        "predictor_width": len(projection),
-        "predictor_depth": _count_layers(predictor),
-        "predictor_heads": encoder.encoder_shape[2],
-        "predictor_positions": "own",
+        "width": len(projection),
+        "depth": _count_layers(predictor),
+        "heads": encoder.encoder_shape[2],
+        "positions": "own",
     }
 
 
 def check_fit(weights: Weights, recipe: Recipe) -> None:
     """ValueError, with counts and the first names, unless the parts that there are match the recipe's, name by name."""
     with torch.device("meta"):
-        method = IJEPA(recipe.data.size, recipe.data.channels, recipe.model, recipe.mask, recipe.method)
+        method = make_method(recipe)
     parts = tuple(f"{part}." for part in weights.parts)
     expected = {name: value.shape for name, value in method.state_dict().items() if name.startswith(parts)}
     missing = [name for name in expected if name not in weights.tensors]

@@ -81,7 +81,6 @@ def apply_facts(weights: Weights, facts: dict[str, Any]) -> Weights:
 def write_safetensors(path: Path, encoder: Encoder, facts: dict[str, Any]) -> None:
     """Write the weights of an encoder and the facts."""
     save_file({name: value.contiguous() for name, value in encoder.vit.state_dict().items()}, path, metadata=to_metadata(facts))
-    path.chmod(0o644)  # the library leaves 0600
 
 
 def reload_safetensors(path: Path) -> Encoder:

@@ -16,9 +16,9 @@ from PIL import Image
 from openjepa.commands.health import replay_verdicts
 
 FLAGS = (
-    "--recipe", "demo", "--train.max-minutes", "None", "--train.max-steps", "2000", "--train.log-every-steps", "1",
+    "--recipe", "demo", "train.length=2000steps", "--train.log-every-steps", "1",
     "--data.batch-size", "8", "--data.workers", "0", "--data.image-size", "16", "--model.width", "16", "--model.depth", "1",
-    "--model.heads", "2", "--model.predictor-width", "8", "--model.predictor-depth", "1", "--model.predictor-heads", "2",
+    "--model.heads", "2", "--method.predictor.width", "8", "--method.predictor.depth", "1", "--method.predictor.heads", "2",
     "--checkpoint.every-steps", "100000", "--health.every-steps", "16", "--health.num-images", "32",
 )  # fmt: skip
 
@@ -66,7 +66,7 @@ def test_a_signal_saves_the_step_and_the_run_goes_on(data: Path, tmp_path: Path,
     assert process.returncode == 128 + number, errors
     assert newest_step(run) == logged(run)[-1] + 1 < 2000
     done = newest_step(run)
-    more = start(data, run, "--resume", "--accept-changes", "--train.max-steps", str(done + 2), flags=())
+    more = start(data, run, "--resume", "--accept-changes", f"train.length={done + 2}steps", flags=())
     _, errors = more.communicate(timeout=300)
     assert more.returncode == 0, errors
     assert logged(run) == list(range(done + 2))
@@ -99,7 +99,7 @@ def test_two_runs_do_not_write_into_one_folder(data: Path, tmp_path: Path):
 
 def test_ten_broken_steps_say_diverging_everywhere(data: Path, tmp_path: Path):
     run = tmp_path / "run"
-    process = start(data, run, "--optim.lr", "1e30", "--optim.clip-grad-norm", "None", "--optim.warmup-epochs", "0")
+    process = start(data, run, "--optim.lr", "1e30", "--optim.clip-grad-norm", "null", "--optim.warmup-frac", "0")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 2 and "Traceback" not in errors, errors
     verdict = json.loads((run / "verdict.json").read_text())
@@ -114,7 +114,7 @@ def test_the_verb_and_the_file_agree_on_images_that_allow_nothing(data: Path, tm
     for path in sorted(data.iterdir())[9:]:
         path.unlink()
     run = tmp_path / "run"
-    _, errors = start(data, run, "--train.max-steps", "60", "--data.batch-size", "8").communicate(timeout=300)
+    _, errors = start(data, run, "train.length=60steps", "--data.batch-size", "8").communicate(timeout=300)
     verdict = json.loads((run / "verdict.json").read_text())
     assert verdict["label"] in ("not learning yet", "collapsed"), errors
     assert replay_verdicts(run)[-1].endswith(f"{verdict['label']}: {verdict['reason']} {verdict['advice']}")
@@ -122,15 +122,15 @@ def test_the_verb_and_the_file_agree_on_images_that_allow_nothing(data: Path, tm
 
 def test_a_probe_added_later_compares_with_the_untrained_encoder(tmp_path: Path):
     """Version 0.1 took the trained encoder of the resume for the untrained one."""
-    flags = [*FLAGS, "--data.image-size", "28", "--health.probe-every-steps", "30", "--optim.warmup-epochs", "0"]
-    probe = ("--probe-train", "sample:test", "--probe-test", "sample:test")
+    flags = [*FLAGS, "--data.image-size", "28", "--health.probe-every-steps", "30", "--optim.warmup-frac", "0"]
+    probe = ("health.probe.train=sample:test", "health.probe.test=sample:test")
     found = []
     for name in ("late", "early"):
         run = tmp_path / name
-        first = [*flags, "--train.max-steps", "30", *(probe if name == "early" else ())]
+        first = [*flags, "train.length=30steps", *(probe if name == "early" else ())]
         start(Path("sample:train"), run, flags=tuple(first)).communicate(timeout=300)
         shutil.copytree(run, tmp_path / f"{name}-copy")
-        more = ("--resume", "--accept-changes", "--train.max-steps", "60", *probe)
+        more = ("--resume", "--accept-changes", "train.length=60steps", *probe)
         process = start(Path("sample:train"), run, *more, flags=())
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors

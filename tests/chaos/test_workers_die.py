@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 LARGE = (
-    "--recipe", "demo", "--train.max-minutes", "None", "--train.precision", "fp32", "--data.batch-size", "16",
+    "--recipe", "demo", "--train.precision", "fp32", "--data.batch-size", "16",
     "--data.workers", "2", "--data.image-size", "256", "--data.channels", "3", "--model.patch-size", "64", "--model.width", "32",
-    "--model.heads", "2", "--model.depth", "1", "--model.predictor-width", "16", "--model.predictor-heads", "2",
+    "--model.heads", "2", "--model.depth", "1", "--method.predictor.width", "16", "--method.predictor.heads", "2",
     "--health.num-images", "16",
 )  # fmt: skip
 TINY = "mount -t tmpfs -o size=1m tmpfs /dev/shm"  # a batch of these takes 3 MB
@@ -53,7 +53,7 @@ def test_packing_needs_no_shared_memory(photos: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_needs_none_and_stops_when_told_to(photos: Path, tmp_path: Path, number: int):
-    process = start(TINY, "pretrain", photos, "--out", tmp_path / "run", *LARGE, "--train.max-steps", "100000")
+    process = start(TINY, "pretrain", photos, "--out", tmp_path / "run", *LARGE, "train.length=100000steps")
     metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 200
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -66,7 +66,7 @@ def test_a_run_needs_none_and_stops_when_told_to(photos: Path, tmp_path: Path, n
 
 def test_shared_memory_may_be_full(photos: Path, tmp_path: Path):
     full = f"{TINY} && head -c 2000000 /dev/zero > /dev/shm/full; true"
-    process = start(full, "pretrain", photos, "--out", tmp_path / "run", *LARGE, "--train.max-steps", "6")
+    process = start(full, "pretrain", photos, "--out", tmp_path / "run", *LARGE, "train.length=6steps")
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert "Traceback" not in stderr
@@ -74,7 +74,7 @@ def test_shared_memory_may_be_full(photos: Path, tmp_path: Path):
 
 def test_a_killed_worker_is_one_line_and_its_run_goes_on(photos: Path, tmp_path: Path):
     command = [sys.executable, "-m", "openjepa.cli", "pretrain", str(photos), "--out", str(tmp_path / "run"), *LARGE]
-    command += ["--train.max-steps", "100000", "--train.log-every-steps", "1"]
+    command += ["train.length=100000steps", "--train.log-every-steps", "1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 200
     while not (metrics.exists() and metrics.read_text().count('"train"') > 3) and time.monotonic() < deadline:

@@ -10,10 +10,10 @@ import pytest
 
 from openjepa.commands import compare
 from openjepa.commands.ablate import Ablation, list_rows
-from openjepa.commands.compare import RunResult, apply_changes, tabulate
+from openjepa.commands.compare import RunResult, tabulate
 from openjepa.data.scenes.make import make_scenes
 from openjepa.masks import check_masks, measure_coverage
-from openjepa.recipe.edit import changed_keys
+from openjepa.recipe.edit import changed_keys, with_changes
 from openjepa.recipe.files import load_recipe
 from tests.cli.console import openjepa
 
@@ -36,7 +36,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     file.write_text(
         "extends: demo\ndata: {batch_size: 16, workers: 0}\nhealth: {num_images: 16}\n"
-        "model: {width: 24, depth: 4, predictor_width: 12, predictor_depth: 1}\n"
+        "model: {width: 24, depth: 4}\nmethod: {predictor: {width: 12, depth: 1}}\n"
     )
     return file
 
@@ -58,7 +58,7 @@ def test_a_table_runs_every_row_and_seed_once(scenes: Path, tiny: Path, tmp_path
         assert facts["total_steps"] == STEPS
         assert facts["data"] == str(scenes / "train")
     assert len(recipes) == 3 * SEEDS
-    assert recipes["random-patches-1"]["mask"]["sampler"] == "random"
+    assert recipes["random-patches-1"]["views"]["main"]["mask"]["sampler"] == "random"
     assert recipes["random-patches-1"]["train"]["seed"] == 1
     stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*.safetensors")}
     again = run(*arguments)
@@ -81,7 +81,7 @@ def test_runs_learn_from_images_without_labels(scenes: Path, tiny: Path, tmp_pat
     for file in sorted((scenes / "train").rglob("*.png"))[:60]:
         shutil.copy(file, tmp_path / "photos" / f"{file.parent.name}-{file.name}")
     of_pixels = tmp_path / "pixels.yaml"  # the brief's tables are of features whatever a recipe predicts
-    of_pixels.write_text(f"extends: {tiny}\nmethod: {{name: mae}}\nmomentum: {{start: 0.996}}\n")
+    of_pixels.write_text(f"extends: {tiny}\nmethod: {{name: mae}}\n")
     arguments = ["ablate", "masking", "--data", str(tmp_path / "photos"), "--recipe", str(of_pixels)]
     arguments += ["--out", str(tmp_path / "out"), "--steps", "2", "--seeds", "1"]
     without = run(*arguments, "--test", str(scenes / "test"))
@@ -91,7 +91,7 @@ def test_runs_learn_from_images_without_labels(scenes: Path, tiny: Path, tmp_pat
     assert found.returncode == 0, found.stderr
     facts = json.loads((tmp_path / "out" / "multi-block-0" / "run.json").read_text())
     assert (facts["data"], facts["num_images"]) == (str(tmp_path / "photos"), 60)
-    assert (facts["recipe"]["method"]["name"], facts["recipe"]["method"]["targets"]) == ("ijepa", "features")
+    assert (facts["recipe"]["method"]["name"], facts["recipe"]["method"]["pool_targets"]) == ("ijepa", False)
     record = json.loads((tmp_path / "out" / "multi-block-0" / "outcome.json").read_text())
     assert (record["labels"], record["test"]) == (str(scenes / "train"), str(scenes / "test"))
     assert not (tmp_path / "out" / "multi-block-0" / "cache").exists(), "a comparison of many runs keeps no features"
@@ -132,7 +132,7 @@ def test_test_images_must_be_named_where_none_are_known(scenes: Path, tiny: Path
 @pytest.mark.parametrize("table", ["masking", "target", "momentum", "predictor", "augmentation"])
 def test_every_row_of_every_table_is_a_recipe_of_its_own(table: Ablation, recipe: str) -> None:
     base = load_recipe(recipe)
-    made = [apply_changes(base, row.variant.changes, row.variant.name) for row in list_rows(table, base)]
+    made = [with_changes(base, row.variant.changes, row.variant.name) for row in list_rows(table, base)]
     for row in made:
         check_masks(row.mask, row.grid)
     assert len({row.model_dump_json() for row in made}) == len(made)
@@ -142,17 +142,17 @@ def test_every_row_of_every_table_is_a_recipe_of_its_own(table: Ablation, recipe
 def test_the_target_rows_differ_in_the_targets_alone(recipe: str) -> None:
     """Pixels and their PCA are MAE's, with the same encoder, predictor, masks and images; features are I-JEPA's."""
     base = load_recipe(recipe)
-    common = {"method.name": "ijepa", "method.targets": "features"}
+    common = {"method.name": "ijepa"}
     made = {
-        row.variant.name: apply_changes(base, common | row.variant.changes, row.variant.name) for row in list_rows("target", base)
+        row.variant.name: with_changes(base, common | row.variant.changes, row.variant.name) for row in list_rows("target", base)
     }
-    assert {name: (row.method.name, row.method.targets) for name, row in made.items()} == {
-        "pixels": ("mae", "pixels"), "normalised pixels": ("mae", "pixels"), "PCA of pixels": ("mae", "pca"),
-        "average-pooled features": ("ijepa", "pooled"), "patch features": ("ijepa", "features"),
-    }  # fmt: skip
-    assert [made[name].method.target_norm for name in ("pixels", "normalised pixels")] == ["none", "layer"]
+    pixels = {name: row.method.targets for name, row in made.items() if row.method.name == "mae"}
+    features = {name: row.method.pool_targets for name, row in made.items() if row.method.name == "ijepa"}
+    assert pixels == {"pixels": "pixels", "normalised pixels": "normalised_pixels", "PCA of pixels": "pca"}
+    assert features == {"average-pooled features": True, "patch features": False}
     for row in made.values():
-        assert {key.partition(".")[0] for key in changed_keys(base, row)} <= {"method", "momentum"}
+        assert row.method.predictor == base.method.predictor
+        assert {key.partition(".")[0] for key in changed_keys(base, row)} <= {"method"}
         assert (row.method.predict, row.method.loss) == (base.method.predict, base.method.loss)
 
 
@@ -160,7 +160,7 @@ def test_the_target_rows_differ_in_the_targets_alone(recipe: str) -> None:
 def test_the_masking_rows_cover_what_the_seed_says(recipe: str) -> None:
     base = load_recipe(recipe)
     for row in list_rows("masking", base):
-        made = apply_changes(base, row.variant.changes, row.variant.name)
+        made = with_changes(base, row.variant.changes, row.variant.name)
         cover = measure_coverage(made.mask, made.grid)
         assert cover.context_frac == pytest.approx(0.25, abs=0.05), row.variant.name
         assert cover.target_frac == pytest.approx(0.15, abs=0.05), row.variant.name

@@ -10,11 +10,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from openjepa.recipe.files import build_recipe, load_recipe
+from openjepa.recipe.check import build_recipe
+from openjepa.recipe.files import load_recipe
 from tests.cli.console import assert_refused, openjepa
 from tests.messy_folder import draw_picture
 
-SHORT = ("--train.max-minutes", "None", "--train.max-steps", "2", "--train.precision", "fp32", "--data.workers", "0")
+SHORT = ("train.length=2steps", "--train.precision", "fp32", "--data.workers", "0")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def printed(work: Path) -> str:
-    return openjepa("pretrain", "My photos", "--recipe", "auto", *SHORT, cwd=work).stdout
+    return openjepa("pretrain", "My photos", "--recipe", "auto", *SHORT, cwd=work).stderr
 
 
 def test_auto_needs_nothing_but_the_images(work: Path, printed: str):
@@ -51,23 +52,24 @@ def test_every_choice_is_printed_with_its_reason(printed: str):
     assert "90 px" in lines["data.image_size"]
     assert "20 images" in lines["data.batch_size"]
     assert "docs/small-data.md" in lines["recipe"]
-    assert "your flag, in place of 30" in lines["train.max_minutes"]
-    assert "CPU" not in lines["train.max_minutes"]
-    for key in ("model.patch_size", "model.encoder", "optim.lr", "method.name", "method.regularizer", "train.precision"):
+    assert "your value, in place of 30minutes" in lines["train.length"]
+    assert "CPU" not in lines["train.length"]
+    for key in ("model.patch_size", "model.encoder", "optim.lr", "method.name", "method.regularizer.name", "train.precision"):
         assert len(lines[key].split()) > 3, lines[key]
-    assert lines["method.name"].split()[1] == "mae" and "--method.name ijepa" in lines["method.name"]
+    assert lines["method.name"].split()[1] == "mae" and "method.name=ijepa" in lines["method.name"]
 
 
 def test_one_flag_makes_auto_predict_features(work: Path, printed: str):
-    """The flag that its words name; what is predicted follows from it, and is recorded."""
+    """The value that its words name; what both methods have stays, and another method's key is unknown."""
     openjepa("pretrain", "My photos", "--recipe", "auto", *SHORT, "--method.name", "ijepa", "--out", "features", cwd=work)
     method = json.loads((work / "features" / "run.json").read_text())["recipe"]["method"]
-    assert (method["name"], method["targets"]) == ("ijepa", "features")
+    assert (method["name"], method["pool_targets"]) == ("ijepa", False)
     pixels = json.loads((work / "runs" / "My-photos" / "run.json").read_text())["recipe"]["method"]
-    assert (pixels["name"], pixels["targets"]) == ("mae", "pixels")
+    assert (pixels["name"], pixels["targets"]) == ("mae", "normalised_pixels")
+    assert all(method[key] == pixels[key] for key in ("predictor", "predict", "loss", "regularizer"))
     both = ("--method.name", "ijepa", "--method.targets", "pixels")
     refused = openjepa("pretrain", "My photos", "--recipe", "auto", *SHORT, *both, "--out", "no", check=False, cwd=work)
-    assert_refused(refused, "method.targets pixels", "--method.name mae")
+    assert_refused(refused, "unknown key method.targets", "method.name mae")
     assert not (work / "no").exists()
 
 

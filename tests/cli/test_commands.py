@@ -10,15 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from openjepa.cli import split_assignments
+from openjepa.recipe.edit import read_assignments
 from tests.cli.console import assert_refused, openjepa
 from tests.messy_folder import build_messy_folder
 
 SMALL = (
-    "--recipe", "demo", "--train.max-minutes", "None", "--train.max-steps", "6", "--data.batch-size", "16", "--data.workers", "2",
+    "--recipe", "demo", "train.length=6steps", "--data.batch-size", "16", "--data.workers", "2",
     "--data.image-size", "32", "--data.channels", "3", "--model.patch-size", "8", "--model.width", "32", "--model.heads", "2",
-    "--model.depth", "2", "--model.predictor-width", "16", "--model.predictor-heads", "2", "--health.every-steps", "2",
+    "--model.depth", "2", "--method.predictor.width", "16", "--method.predictor.heads", "2", "--health.every-steps", "2",
     "--health.num-images", "16", "--checkpoint.every-steps", "3",
 )  # fmt: skip
+DEMO = ("pretrain", "sample:train", "--out", "run", "--recipe", "demo")
 SAMPLE = ("--train", "sample:train", "--test", "sample:test")
 
 
@@ -126,6 +129,43 @@ def test_recipes_lists_all_and_prints_one_that_loads(tmp_path: Path):
     assert openjepa("recipes", tmp_path / "mine.yaml").stdout == openjepa("recipes", "demo").stdout
 
 
+def test_keys_are_explained_with_their_values():
+    lines = openjepa("keys").stdout.splitlines()
+    assert {line.partition(" ")[0] for line in lines} >= {"optim.lr", "views.main.mask.sampler", "method.temperature"}
+    (line,) = openjepa("keys", "optim.lr_batch_size", "--recipe", "paper_vit_base_16").stdout.splitlines()
+    assert line.startswith("optim.lr_batch_size = 2048: ")
+    assert "method.temperature" not in openjepa("keys", "method", "--recipe", "demo").stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data.batch_size=64", "views.main.crop_scale=[0.3, 1]", "train.compile=true"],
+        ["--data.batch-size", "64", "--views.main.crop-scale", "[0.3, 1]", "--train.compile"],
+        ["--data.batch-size=64", "--views.main.crop_scale=[0.3, 1]", "--train.compile=true"],
+    ],
+)
+def test_a_value_is_written_in_three_ways(words: list[str]):
+    rest, assignments = split_assignments(["pretrain", "photos", *words, "--out", "runs/mine", "--resume"])
+    assert rest == ["pretrain", "photos", "--out", "runs/mine", "--resume"]
+    assert read_assignments(assignments) == {"data.batch_size": 64, "views.main.crop_scale": [0.3, 1], "train.compile": True}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pretrain", "lr=0.1", "--out", "runs/lr=0.2"],  # which is a folder
+        ["pretrain", "photos", "--out=runs/lr=0.2", "--recipe=my.best.yaml", "--init", "./step.1.safetensors"],
+        ["pretrain", "photos", "--out", "lr=0.2", "--recipe", "demo"],
+        ["pretrain", "photos", "--recipe", "demo", "--init", "seed=1"],
+    ],
+)
+def test_folders_may_be_called_what_looks_like_a_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=0.1").mkdir()
+    assert split_assignments(words) == (words, [])
+
+
 def test_make_scenes_writes_a_set_and_never_over_another(tmp_path: Path):
     result = openjepa("make-scenes", tmp_path / "scenes", "--train", "60", "--test", "12", "--size", "32", "--seed", "3")
     assert "60 training and 12 test scenes" in result.stdout
@@ -149,10 +189,18 @@ def test_help_does_not_wait_for_slow_imports():
         (("pretrain", "nowhere", "--out", "run", "--recipe", "demo"), ["nowhere"]),
         (("pretrain", "sample:train", "--out", "run"), ["--recipe", "brief_vit_base_16"]),
         (("pretrain", "sample:train", "--out", "run", "--recipe", "demmo"), ["did you mean demo"]),
-        (("pretrain", "sample:train", "--out", "run", "--recipe", "demo", "--data.image-size", "30"), ["30", "28", "32"]),
+        ((*DEMO, "--data.image-size", "30"), ["30", "28", "32"]),
+        ((*DEMO, "data.image_size=30"), ["30", "28", "32"]),
+        ((*DEMO, "optim.lrr=1"), ["did you mean optim.lr?"]),
+        ((*DEMO, "--optim.lr", "fast"), ["optim.lr = 'fast'"]),
+        ((*DEMO, "optim.betas=[0.9"), ["optim.betas", "YAML"]),
+        ((*DEMO, "--train.max-steps", "5"), ["did you mean train.length?"]),
+        ((*DEMO, "train.length=5"), ["300epochs, 5000steps or 30minutes"]),
+        ((*DEMO, "method.temperature=1"), ["method.name simclr"]),
+        ((*DEMO, "views.main.mask.sampler=squares"), ["squares", "block"]),
         (("pretrain", "empty", "--out", "run", "--recipe", "demo"), ["empty"]),
         (("pretrain", "sample:train", "--out", "run", "--resume"), ["run"]),
-        (("pretrain", "sample:train", "--out", "file/run", "--recipe", "demo", "--train.max-minutes", "None"), ["file"]),
+        (("pretrain", "sample:train", "--out", "file/run", "--recipe", "demo"), ["file"]),
         (("evaluate", "run", "--protocol", "knn", "--train", "sample:train", "--test", "sample:test"), ["run"]),
         (("evaluate", "timm:vit_smal_patch16_224", "--task", "knn", *SAMPLE), ["did you mean vit_small_patch16_224"]),
         (("evaluate", "pixels:", "--task", "knn", *SAMPLE), ["pixels:28"]),
@@ -166,6 +214,9 @@ def test_help_does_not_wait_for_slow_imports():
         (("masks", "--recipe", "bad.yaml", "--out", "masks.png"), ["optim.lr", "did you mean"]),
         (("masks", "--recipe", "crowded.yaml", "--out", "masks.png"), ["patches"]),
         (("masks", "--recipe", "demo", "--out", "masks.png", "--batch-size", "0"), ["--batch-size 0"]),
+        (("masks", "--recipe", "simclr_small", "--out", "masks.png"), ["simclr_small", "hides no patches"]),
+        (("keys", "optics"), ["optics", "optim"]),
+        (("keys", "--recipe", "demmo"), ["did you mean demo"]),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, arguments: tuple[str, ...], words: list[str]):
@@ -173,7 +224,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, arguments: tup
     (tmp_path / "file").write_text("")
     (tmp_path / "bad.yaml").write_text("optim: {lrr: 1}\n")
     (tmp_path / "crowded.yaml").write_text(
-        "extends: brief_vit_base_16\nmask: {context_scale: [0.9, 1.0], target_scale: [0.5, 0.9]}\n"
+        "extends: brief_vit_base_16\nviews: {main: {mask: {context_scale: [0.9, 1.0], target_scale: [0.5, 0.9]}}}\n"
     )
     before = sorted(tmp_path.rglob("*"))
     assert_refused(openjepa(*arguments, check=False, cwd=tmp_path), *words)

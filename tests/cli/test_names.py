@@ -16,7 +16,7 @@ from tests.cli.console import assert_refused, openjepa
 from tests.cli.test_commands import SMALL
 
 ODD = ["[bold]", "[red] x", "a\tb", " leading", "quo\"te'", "<script>alert(1)", "new\nline"]
-QUICK = (*SMALL, "--train.precision", "fp32", "--data.workers", "0", "--train.max-steps", "3")
+QUICK = (*SMALL, "--train.precision", "fp32", "--data.workers", "0", "train.length=3steps")
 
 
 def draw(path: bytes, number: int) -> None:
@@ -133,9 +133,7 @@ def test_a_result_is_printed_though_its_record_cannot_be_written(photos: Path, r
 def test_a_demo_replaces_demos_alone(tmp_path: Path):
     """Version 0.1 deleted any run on the embedded images."""
     out = tmp_path / "mine"
-    openjepa(
-        "pretrain", "sample:train", "--out", out, "--recipe", "demo", "--train.max-minutes", "None", "--train.max-steps", "2"
-    )
+    openjepa("pretrain", "sample:train", "--out", out, "--recipe", "demo", "train.length=2steps")
     before = sorted(out.rglob("*"))
     assert_refused(openjepa("demo", "--out", out, "--minutes", "0.01", check=False), str(out), "--out")
     assert sorted(out.rglob("*")) == before

@@ -13,7 +13,7 @@ from openjepa.cli import main
 from tests.cli.console import openjepa
 from tests.cli.test_commands import SMALL
 
-QUICK = (*SMALL, "--train.precision", "fp32", "--data.workers", "0", "--health.num-images", "256", "--data.augmentation", "none")
+QUICK = (*SMALL, "train.precision=fp32", "data.workers=0", "health.num_images=256", "views.main.crop_scale=null")
 
 
 def write_folder(folder: Path, pictures: list[np.ndarray]) -> Path:
@@ -73,7 +73,7 @@ def test_a_process_on_copies_of_one_image_says_so(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("count", "flags", "words"),
-    [(1, (), ("holds 1 image",)), (12, ("--probe-train", "photos", "--probe-test", "photos"), ("no labels", "sub-folder"))],
+    [(1, (), ("holds 1 image",)), (12, ("health.probe.train=photos", "health.probe.test=photos"), ("no labels", "sub-folder"))],
 )
 def test_what_cannot_run_is_refused_before_anything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, count: int, flags: tuple[str, ...],
@@ -99,7 +99,7 @@ def test_doctor_warns_of_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 def test_a_run_too_short_for_a_verdict_says_how_long_it_must_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     photos = write_folder(tmp_path / "photos", draw(120))
-    _, out, err = run_here(capsys, "pretrain", photos, "--out", tmp_path / "run", *QUICK, "--train.max-steps", "2")
+    _, out, err = run_here(capsys, "pretrain", photos, "--out", tmp_path / "run", *QUICK, "train.length=2steps")
     for said in (err.splitlines()[0], out):
         assert "at least 3 steps" in said and "has 2" in said
     assert out.startswith("too early: ")

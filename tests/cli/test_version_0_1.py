@@ -1,7 +1,7 @@
-"""Run folders of version 0.1 whose targets were pixels of ijepa: every verb that reads a run reads them.
+"""Run folders of version 0.1: every verb that reads a run reads them, and none goes on with one.
 
-The recipe and the facts are those of a run that commit c501f71 made (`pretrain sample:train --recipe small_10k`, tiny); its
-checkpoint held a target encoder beside what MAE has, and PCA's fit under the names that it has today.
+The recipe and the facts are those of a run that commit c501f71 made (`pretrain sample:train --recipe small_10k`, tiny). Where
+its targets were pixels of ijepa, its checkpoint held a target encoder beside what MAE has; PCA's fit has the names of today.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from openjepa.commands.embed import embed
 from openjepa.commands.evaluate import evaluate
 from openjepa.engine.checkpoint import load_checkpoint, save_checkpoint
 from openjepa.engine.optim import state_tensors
-from openjepa.methods import MAE
+from openjepa.methods.ijepa import IJEPA
+from openjepa.methods.mae import MAE
 from openjepa.methods.make import make_method
-from openjepa.recipe import files, sections
+from openjepa.recipe import methods
+from openjepa.recipe.check import build_recipe
+from openjepa.recipe.files import load_recipe
 from openjepa.training.build import make_trainer
 from openjepa.weights.load import load_method
 
@@ -46,7 +49,25 @@ RECIPE: dict[str, Any] = json.loads("""
  "checkpoint": {"every_steps": 500, "every_epochs": 50, "keep": 2},
  "health": {"every_steps": 200, "num_images": 16, "probe_every_steps": 1000}}
 """)
-PCA = RECIPE | {"method": RECIPE["method"] | {"targets": "pca", "target_norm": "none"}}
+KINDS: dict[str, dict[str, Any]] = {
+    "pixels": RECIPE,
+    "pca": RECIPE | {"method": RECIPE["method"] | {"targets": "pca", "target_norm": "none"}},
+    "features": RECIPE | {"method": RECIPE["method"] | {"targets": "features"}},
+    "mae": RECIPE | {"method": RECIPE["method"] | {"name": "mae", "targets": "features"}, "momentum": {
+        "schedule": "linear", "start": 0.996, "end": 1.0}},  # which were not looked at
+}  # fmt: skip
+
+
+ROWS = [  # as version 0.1 logged them, momentum beside the rate
+    {"kind": "train", "step": step, "epoch": 0.5 * step, "loss": 1.5 - step / 10, "explained_variance": 0.1, "grad_norm": 0.5,
+     "lr": 0.001, "weight_decay": 0.05, "momentum": 0.99, "images_per_s": 100.0, "fraction_of_peak": 0.1, "data_wait_frac": 0.0,
+     "skipped_steps": 0, "overflowed_steps": 0, "trained_s": 0.1}
+    for step in range(2)
+] + [
+    {"kind": "health", "step": step, "effective_rank_pooled": 3.0 + step, "effective_rank_tokens": 3.0, "feature_std": 0.5,
+     "image_cosine": 0.8, "loss": 1.5, "explained_variance": 0.1, "grad_norm": 0.5, "skipped_in_a_row": 0, "label": "too early"}
+    for step in range(2)
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -61,20 +82,27 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["pixels", "pca"])
-def old(request: pytest.FixtureRequest, photos: Path, tmp_path: Path) -> Path:
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def old(kind: str, photos: Path, tmp_path: Path) -> Path:
     """A run folder after 2 of 4 steps, as version 0.1 wrote it."""
-    folder, recorded = tmp_path / "old", {"pixels": RECIPE, "pca": PCA}[request.param]
-    trainer = make_trainer(files.build_recipe(recorded), [0.5], [0.25], 4, "fp32")
+    folder, recorded = tmp_path / "old", KINDS[kind]
+    trainer = make_trainer(build_recipe(recorded), [0.5], [0.25], 4, "fp32")
     method, optimizer = trainer.method, trainer.optimizer
-    if request.param == "pca":
+    if kind == "pca":
         masks_of_all = torch.arange(16).expand(8, 1, 16)
         method.pixel_targets(torch.randn(8, 1, 16, 16), masks_of_all)
     for weight in trainer.weights:
         weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     optimizer.step()
     tensors = {f"method.{name}": value for name, value in method.state_dict().items()}
-    tensors |= {f"method.target_encoder.{name}": 0.9 * value for name, value in method.context_encoder.state_dict().items()}
+    if kind != "mae":
+        weights = method.context_encoder.state_dict()
+        tensors |= {f"method.target_encoder.{name}": 0.9 * value for name, value in weights.items()}
     tensors |= {f"optimizer.{name}": value for name, value in state_tensors(method, optimizer).items()}
     info = {"step": 2, "recipe": recorded, "mean": [0.5], "std": [0.25], "num_skipped": 0, "skipped_in_a_row": 0, "scaler": {}}
     save_checkpoint(folder / "checkpoints", 2, tensors, info, permanent=False, keep=2)
@@ -87,6 +115,7 @@ def old(request: pytest.FixtureRequest, photos: Path, tmp_path: Path) -> Path:
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(facts))
     (folder / "recipe.yaml").write_text(json.dumps(recorded))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return folder
 
 
@@ -99,16 +128,48 @@ def test_a_run_is_evaluated_embedded_reported_and_exported(old: Path, photos: Pa
     assert (tmp_path / "encoder.safetensors").is_file()
 
 
-def test_its_method_is_mae_with_its_weights(old: Path):
+def test_features_are_those_of_its_weights(old: Path, kind: str, photos: Path, tmp_path: Path):
+    """The context encoder's, by timm's own code."""
+    import pyarrow.parquet as pq
+    from timm.models.vision_transformer import VisionTransformer
+
+    embed(old, str(photos), tmp_path / "features.parquet")
+    table = pq.read_table(tmp_path / "features.parquet")
+    (file,) = (old / "checkpoints").glob("*.safetensors")
+    tensors, _ = load_checkpoint(file, prefix="method.context_encoder.")
+    vit = VisionTransformer(
+        img_size=16, patch_size=4, in_chans=1, embed_dim=16, depth=2, num_heads=2, class_token=False, num_classes=0,
+        fc_norm=False, global_pool="avg",
+    )  # fmt: skip
+    vit.load_state_dict({name.removeprefix("method.context_encoder."): value for name, value in tensors.items()}, strict=True)
+    pictures = [np.asarray(Image.open(path).resize((16, 16), Image.Resampling.BILINEAR)) for path in table["path"].to_pylist()]
+    images = (torch.from_numpy(np.stack(pictures))[:, None] / 255 - 0.5) / 0.25
+    with torch.no_grad():
+        expected = vit.eval()(images)
+    torch.testing.assert_close(torch.tensor(table["features"].to_pylist()), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_its_method_is_todays_with_its_weights(old: Path, kind: str):
     (file,) = (old / "checkpoints").glob("*.safetensors")
     trained = load_method(file)
     tensors, _ = load_checkpoint(file, prefix="method.")
-    assert isinstance(trained.method, MAE)
-    assert trained.recipe.momentum == sections.Momentum()
+    assert isinstance(trained.method, IJEPA if kind == "features" else MAE)
+    if kind == "features":
+        assert trained.recipe.method.momentum == methods.Momentum(start=0.99)
+    else:
+        assert trained.recipe.method.targets == ("pca" if kind == "pca" else "normalised_pixels")
     ours = trained.method.state_dict()
-    assert ours.keys() == {name.removeprefix("method.") for name in tensors if "target_encoder" not in name}
+    theirs = {name.removeprefix("method.") for name in tensors}
+    assert ours.keys() == (theirs if kind == "features" else {name for name in theirs if "target_encoder" not in name})
     assert all(torch.equal(value, tensors[f"method.{name}"]) for name, value in ours.items())
-    assert files.load_recipe(old / "recipe.yaml") == trained.recipe
+    assert load_recipe(old / "recipe.yaml") == trained.recipe
+
+
+def test_its_health_is_judged_again(old: Path, capsys: pytest.CaptureFixture[str]):
+    main(["health", str(old), "--all"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" (")[0] for line in lines] == ["step 0", "step 1", "now: step 1"]
+    assert all(": too early: " in line for line in lines)
 
 
 def test_weights_of_another_name_are_still_refused(old: Path):
@@ -120,31 +181,37 @@ def test_weights_of_another_name_are_still_refused(old: Path):
 
 
 @pytest.mark.parametrize("recipe", ["small_1k", "demo"])
-def test_a_new_run_starts_from_its_weights(old: Path, photos: Path, tmp_path: Path, recipe: str):
-    """Of MAE, which predicts the same where it predicts pixels, and of I-JEPA, whose predictor is a new one."""
-    tiny = [f"--model.{key.replace('_', '-')}={RECIPE['model'][key]}" for key in
-            ("width", "depth", "heads", "patch_size", "predictor_width", "predictor_depth", "predictor_heads")]  # fmt: skip
+def test_a_new_run_starts_from_its_weights(old: Path, kind: str, photos: Path, tmp_path: Path, recipe: str):
+    """Of MAE or of I-JEPA: the predictor is a new one where it predicts something else."""
+    shape = RECIPE["model"]
+    tiny = [f"model.{key}={shape[key]}" for key in ("width", "depth", "heads", "patch_size")]
+    tiny += [f"method.predictor.{key}={shape[f'predictor_{key}']}" for key in ("width", "depth", "heads")]
     tiny += ["--data.image-size=16", "--data.channels=1", "--data.batch-size=16", "--data.workers=0", "--optim.lr=0.0"]
-    tiny += ["--train.max-minutes=None", "--train.max-steps=1", "--train.precision=fp32", "--health.num-images=16"]
+    tiny += ["--train.length=1steps", "--train.precision=fp32", "--health.num-images=16"]
     out = tmp_path / "new"
     main(["pretrain", str(photos), "--out", str(out), "--recipe", recipe, "--init", str(old), *tiny])
     before, _ = load_checkpoint(next((old / "checkpoints").glob("*.safetensors")), "method.")
     after, _ = load_checkpoint(next((out / "checkpoints").glob("*.safetensors")), "method.")
-    encoders = ("method.context_encoder.",) if recipe == "small_1k" else ("method.context_encoder.", "method.target_encoder.")
-    assert {name for name in after if "_encoder." in name} == {name for name in before if name.startswith(encoders)}
+    ours = {name for name in after if "_encoder." in name}
+    theirs = {name for name in before if "_encoder." in name}
+    context = {name for name in theirs if name.startswith("method.context_encoder.")}
+    targets = {name.replace("context_encoder", "target_encoder") for name in context}
+    assert theirs == (context if kind == "mae" else context | targets)
+    assert ours == (context if recipe == "small_1k" else context | targets)
     moved = {name.split(".")[1] for name, value in after.items() if not torch.equal(value, before.get(name, torch.zeros(0)))}
-    targets = json.loads((old / "run.json").read_text())["recipe"]["method"]["targets"]
-    same_predictions = recipe == "small_1k" and targets == "pixels"
+    same_predictions = kind in (("pixels", "mae") if recipe == "small_1k" else ("features",))
     assert moved - {"target_encoder"} == (set() if same_predictions else {"predictor"})
     taken = json.loads((out / "run.json").read_text())["init"]["taken"]
     assert ("a new predictor" in taken) != same_predictions
-    assert ("target encoder" in taken) == (recipe == "demo")
+    assert ("target encoder" in taken) == (recipe == "demo" and kind != "mae")
 
 
-def test_a_run_goes_on(old: Path, photos: Path):
-    main(["pretrain", str(photos), "--out", str(old), "--resume"])
-    tensors, info = load_checkpoint(old / "checkpoints" / "step-00000004.safetensors")
-    assert info["step"] == 4
-    assert not any("target_encoder" in name for name in tensors)
-    recipe = files.build_recipe(info["recipe"])
-    assert (recipe.method.name, recipe.version) == ("mae", 2)
+def test_a_run_cannot_go_on(old: Path, photos: Path, capsys: pytest.CaptureFixture[str]):
+    """In one line that says what can be done instead; nothing of the run is touched."""
+    before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as stop:
+        main(["pretrain", str(photos), "--out", str(old), "--resume"])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "earlier version" in line and f"--init {old}" in line
+    assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == before

@@ -1,4 +1,4 @@
-"""A new mask, task and source are a file and a row each: toys are added to a copy of the package and used from there."""
+"""A new mask, method, task and source are a file and a row each: toys are added to a copy of the package and used there."""
 
 from __future__ import annotations
 
@@ -22,6 +22,30 @@ def sample_stripes(generator, grid, batch, settings):
     context, target = patches[:, ::2], patches[:, 1::2].unsqueeze(1)
     return Masks(context, torch.full((batch,), context.shape[1]), target, torch.full((batch, 1), target.shape[2]))
 '''
+TOY_METHOD = '''"""Guess the mean colour of an image from its features."""
+from torch import nn
+from torch.nn import functional
+from openjepa.methods.contract import Method
+
+class Brightness(Method):
+    def __init__(self, encoder, settings):
+        super().__init__(encoder, settings)
+        self.weight, self.head = settings.weight, nn.Linear(encoder.embed_dim, 1)
+
+    def forward(self, batch, rates):
+        images = batch.views["main"].flat
+        error = functional.mse_loss(self.head(self.context_encoder(images).mean(1)), images.mean((1, 2, 3))[:, None])
+        return self.weight * error, {"loss": self.weight * error.detach()}
+'''
+TOY_SECTION = """class Brightness(MethodSection):
+    VIEWS: ClassVar[dict[str, ViewGroup]] = {"main": ViewGroup()}
+
+    name: Literal["brightness"] = "brightness"
+    weight: float = 1.0
+    "Of the loss."
+
+
+"""
 TOY_TASK = '''"""Always the commonest class."""
 import torch
 from openjepa.evals.labels import pair_up
@@ -44,6 +68,9 @@ ADDITIONS = (  # the file, its text; the table's file, a place in it, and what i
     ("masks/stripes.py", TOY_MASK, "masks/samplers.py",
      ('    "block": sample_block,\n', '    "block": sample_block,\n    "stripes": sample_stripes,\n'),
      "from openjepa.masks.stripes import sample_stripes\n"),
+    ("methods/brightness.py", TOY_METHOD, "recipe/methods.py",
+     ("SECTIONS: dict[str, type[MethodSection]] = {",
+      TOY_SECTION + 'SECTIONS: dict[str, type[MethodSection]] = {"brightness": Brightness, '), ""),
     ("evals/commonest.py", TOY_TASK, "evals/__init__.py",
      ("TASKS: dict[str, Task] = {\n",
       'TASKS: dict[str, Task] = {\n    "commonest": FeatureTask("commonest", "Commonest class", score_commonest),\n'),
@@ -75,11 +102,28 @@ def run(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_mask_of_its_own_is_drawn(copy: Path) -> None:
-    (copy / "mine.yaml").write_text("extends: demo\nmask: {sampler: stripes}\n")
+    (copy / "mine.yaml").write_text("extends: demo\nviews: {main: {mask: {sampler: stripes}}}\n")
     drawn = run(copy, "masks", "--recipe", "mine.yaml", "--out", "masks.png", "--batch-size", "8")
     assert drawn.returncode == 0, drawn.stderr
     assert "context 51.0 %, targets 49.0 %" in drawn.stdout  # 25 and 24 of 49 patches
     assert (copy / "masks.png").stat().st_size > 1000
+
+
+def test_a_method_of_its_own_trains_resumes_and_is_reported(copy: Path) -> None:
+    """Its section's key acts, another method's is unknown, and the run goes through every command that a run goes through."""
+    base = ("pretrain", "sample:train", "--recipe", "demo", "method.name=brightness", "train.length=6steps", "data.batch_size=16")
+    refused = run(copy, *base, "method.momentum.start=0.9")
+    assert refused.returncode == 2 and "method.momentum" in refused.stderr
+    trained = run(copy, *base, "method.weight=3", "--out", "toy")
+    assert trained.returncode == 0, trained.stderr
+    again = run(copy, "pretrain", "sample:train", "--out", "toy", "--resume", "--accept-changes", "train.length=8steps")
+    assert again.returncode == 0, again.stderr
+    assert json.loads((copy / "toy" / "run.json").read_text())["recipe"]["method"] == {"name": "brightness", "weight": 3.0}
+    reported = run(copy, "report", "toy")
+    assert reported.returncode == 0, reported.stderr
+    embedded = run(copy, "embed", "toy", "levels:12", "--out", "toy.parquet")
+    assert embedded.returncode == 0, embedded.stderr
+    assert "method.weight = 1.0" in run(copy, "keys", "method").stdout
 
 
 def test_a_task_and_a_source_of_ones_own_are_measured_and_reported(copy: Path) -> None:

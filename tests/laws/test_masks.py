@@ -16,10 +16,10 @@ from scipy import stats
 
 from openjepa.masks import SAMPLERS, Masks, check_masks, measure_coverage, sample_masks
 from openjepa.masks.blocks import TRIES, draw_images
-from openjepa.recipe import sections
+from openjepa.recipe.views import Mask
 
-PAPER = sections.Mask()
-BRIEF = sections.Mask(
+PAPER = Mask()
+BRIEF = Mask(
     sampler="union",
     num_contexts=4,
     context_scale=(0.15, 0.2),
@@ -63,7 +63,7 @@ USUAL = BRIEF.model_dump(
 @example(USUAL | {"target_scale": (0.9, 1.0), "num_targets": 6}, (2, 2), 9, 0, 0)
 @example(USUAL | {"target_scale": (0.01, 0.01), "num_targets": 3}, (2, 2), 9, 0, 0)
 def test_what_is_accepted_gives_valid_masks_and_what_is_refused_says_why(sampler, fidelity, values, grid, batch, seed, step):
-    settings = sections.Mask(sampler=sampler, fidelity=fidelity, **values)
+    settings = Mask(sampler=sampler, fidelity=fidelity, **values)
     try:
         check_masks(settings, grid)
     except ValueError as refusal:
@@ -76,7 +76,7 @@ def test_what_is_accepted_gives_valid_masks_and_what_is_refused_says_why(sampler
         assert torch.equal(getattr(masks, name), getattr(again, name))
 
 
-def _assert_helpful(message: str, settings: sections.Mask, grid: tuple[int, int]) -> None:
+def _assert_helpful(message: str, settings: Mask, grid: tuple[int, int]) -> None:
     """One line with the numbers, a key of the recipe and something to do."""
     assert "\n" not in message and len(message) < 500
     assert "use " in message and "mask." in message
@@ -84,7 +84,7 @@ def _assert_helpful(message: str, settings: sections.Mask, grid: tuple[int, int]
     assert "patches" in message and "smaller" in message
 
 
-def _assert_valid(masks: Masks, settings: sections.Mask, grid: tuple[int, int], batch: int) -> None:
+def _assert_valid(masks: Masks, settings: Mask, grid: tuple[int, int], batch: int) -> None:
     num_patches = grid[0] * grid[1]
     assert len(masks.context_idx) == len(masks.target_idx) == batch
     assert masks.context_lengths.min() >= 1 and masks.target_lengths.min() >= 1
@@ -105,15 +105,16 @@ def _assert_valid(masks: Masks, settings: sections.Mask, grid: tuple[int, int], 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 @hypothesis_settings(max_examples=8, deadline=None, derandomize=True)
 @given(mask_settings, grids, st.integers(0, 2**32), st.integers(0, 10**6))
-def test_steps_and_seeds_draw_different_masks(sampler, values, grid, seed, step):
-    settings = sections.Mask(sampler=sampler, **values)
+def test_steps_seeds_and_groups_of_views_draw_different_masks(sampler, values, grid, seed, step):
+    settings = Mask(sampler=sampler, **values)
     try:
         check_masks(settings, grid)
     except ValueError:
         assume(False)
-    drawn = [sample_masks(settings, grid, 64, seed=s, step=t) for s, t in ((seed, step), (seed, step + 1), (seed + 1, step))]
+    places = ((seed, step, 0), (seed, step + 1, 0), (seed + 1, step, 0), (seed, step, 1))
+    drawn = [sample_masks(settings, grid, 64, seed=s, step=t, group=group) for s, t, group in places]
     keys = {(str(masks.context_idx.tolist()), str(masks.target_idx.tolist())) for masks in drawn}
-    assert len(keys) == 3
+    assert len(keys) == 4
 
 
 @hypothesis_settings(max_examples=30, deadline=None, derandomize=True)
@@ -122,13 +123,13 @@ def test_a_refusal_is_never_wrong_about_one_target(grid, name, seed):
     """Whatever rectangles a plain search finds for one context and one target, check_masks accepts."""
     generator = np.random.default_rng(seed)
     scale = tuple(sorted(generator.uniform(0.05, 1.0, 2)))
-    settings = sections.Mask(sampler=name, context_scale=scale, target_scale=scale, target_aspect=(1.0, 1.0), num_targets=1)
+    settings = Mask(sampler=name, context_scale=scale, target_scale=scale, target_aspect=(1.0, 1.0), num_targets=1)
     found = any(_place_plainly(generator, settings, grid) for _ in range(300))
     assume(found)
     check_masks(settings, grid)
 
 
-def _place_plainly(generator: np.random.Generator, settings: sections.Mask, grid: tuple[int, int]) -> bool:
+def _place_plainly(generator: np.random.Generator, settings: Mask, grid: tuple[int, int]) -> bool:
     """Whether one random context square and target square leave what the sampler needs."""
     covered = np.zeros((2, *grid), dtype=bool)
     for layer, scale in zip(covered, (settings.context_scale, settings.target_scale), strict=True):
@@ -172,7 +173,7 @@ def test_the_default_sampler_is_fair_whatever_the_settings(values, grid, seed):
     Six standard errors: some 20,000 pairs of patches are compared. (Contexts need not reach all: large targets may always hide
     the middle.)
     """
-    settings = sections.Mask(**values)
+    settings = Mask(**values)
     try:
         check_masks(settings, grid)
     except ValueError:
@@ -197,7 +198,7 @@ def test_the_symmetry_law_notices_the_releases_bias():
     assert np.abs(rate - rate[::-1]).max() > 0.3
 
 
-def _first_block_shapes(settings: sections.Mask, grid: tuple[int, int], num_shapes: int) -> tuple[np.ndarray, np.ndarray]:
+def _first_block_shapes(settings: Mask, grid: tuple[int, int], num_shapes: int) -> tuple[np.ndarray, np.ndarray]:
     """Heights and widths of the first target block of images whose shapes are drawn independently."""
     per_batch = 1 if settings.sampler == "multiblock" else 250
     heights, widths = [], []
@@ -237,7 +238,7 @@ def test_positions_are_uniform_over_all_places(kind):
     other = "target" if kind == "context" else "context"
     shapes = {f"{kind}_scale": (12 / 63, 12 / 63), f"{kind}_aspect": (4 / 3, 4 / 3)}
     shapes |= {f"{other}_scale": (1 / 63, 1 / 63), f"{other}_aspect": (1.0, 1.0)}
-    masks = sample_masks(sections.Mask(num_targets=1, **shapes), (7, 9), 30_000, seed=0, step=0)
+    masks = sample_masks(Mask(num_targets=1, **shapes), (7, 9), 30_000, seed=0, step=0)
     first, lengths = getattr(masks, f"{kind}_idx")[..., 0].flatten(), getattr(masks, f"{kind}_lengths").flatten()
     # A context that the single target patch falls into is left out: 12 of 63, for every place alike.
     whole = lengths == 12
@@ -249,9 +250,7 @@ def test_positions_are_uniform_over_all_places(kind):
 
 def test_union_targets_are_uniform_over_the_places_that_are_free():
     """Against a plain enumeration: 1 x 2 targets beside a 2 x 2 context on a 4 x 5 grid."""
-    settings = sections.Mask(
-        sampler="union", context_scale=(0.2, 0.2), num_targets=1, target_scale=(0.1, 0.1), target_aspect=(2.0, 2.0)
-    )
+    settings = Mask(sampler="union", context_scale=(0.2, 0.2), num_targets=1, target_scale=(0.1, 0.1), target_aspect=(2.0, 2.0))
     masks = sample_masks(settings, (4, 5), 60_000, seed=0, step=0)
     contexts, starts = masks.context_idx[:, 0].numpy(), masks.target_idx[:, 0, 0].numpy()
     assert len(np.unique(contexts)) == 12

@@ -7,12 +7,11 @@ import torch
 from torch.nn import functional
 
 from openjepa.masks import Masks, sample_masks
-from openjepa.methods import IJEPA
 from openjepa.nn import encoder
 from openjepa.nn.recompute import call_layer
-from openjepa.recipe.sections import Mask, Method, Model
+from openjepa.recipe.views import Mask
+from tests.models import call, small_method
 
-TINY = {"width": 32, "depth": 2, "heads": 2, "patch_size": 4, "predictor_width": 16, "predictor_depth": 2, "predictor_heads": 2}
 UNION = Mask(sampler="union", num_contexts=3, context_scale=(0.05, 0.15), num_targets=2, target_scale=(0.05, 0.15))
 
 
@@ -27,13 +26,14 @@ def one(masks: Masks, image: int) -> Masks:
 @pytest.mark.parametrize("target_input", ["image", "patches"])
 def test_an_image_alone_equals_it_in_a_batch(monkeypatch, mask, predict, target_input, explicit_tokens):
     monkeypatch.setattr(encoder, "EXPLICIT_ATTENTION_TOKENS", explicit_tokens)
-    torch.manual_seed(0)
-    method = IJEPA((32, 40), 1, Model(**TINY), mask, Method(predict=predict, target_input=target_input))
+    method = small_method(
+        "ijepa", seed=0, data__image_size=(32, 40), method__predict=predict, method__target_input=target_input
+    )  # fmt: skip
     images = torch.randn(6, 1, 32, 40)
     masks = sample_masks(mask, method.grid, 6, seed=1, step=2)
     assert len(set(masks.context_lengths.tolist())) > 1  # else there would be nothing to pad
     with torch.no_grad():
-        context, targets = method.encode_context(images, masks), method.encode_targets(images, masks)
+        context, targets = method.encode_context(images, masks), method.make_targets(images, masks)
         predictions = method.predict(context, masks)
         for image in range(6):
             alone = one(masks, image)
@@ -42,7 +42,7 @@ def test_an_image_alone_equals_it_in_a_batch(monkeypatch, mask, predict, target_
             assert context_alone.shape[1] == length
             real = alone.target_mask[0]
             torch.testing.assert_close(context[image, :length], context_alone[0], rtol=1e-4, atol=1e-5)
-            targets_alone = method.encode_targets(images[image : image + 1], alone)
+            targets_alone = method.make_targets(images[image : image + 1], alone)
             torch.testing.assert_close(targets[image, :, :blocks][real], targets_alone[0][real], rtol=1e-4, atol=1e-5)
             predictions_alone = method.predict(context_alone, alone)
             torch.testing.assert_close(predictions[image, :, :blocks][real], predictions_alone[0][real], rtol=1e-4, atol=1e-5)
@@ -84,12 +84,19 @@ def test_padding_takes_no_part_in_any_versions_attention(monkeypatch, attend, re
     torch.testing.assert_close(first[mask], torch.cat(alone), **tolerance)
 
 
-@pytest.mark.parametrize("target_input", ["image", "patches"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "ijepa", "method__target_input": "image"},
+        {"method": "ijepa", "method__target_input": "patches"},
+        {"method": "ijepa", "method__regularizer": {"name": "vicreg", "weight": 0.3, "acts_on": "tokens"}},
+        {"method": "mae", "method__regularizer": {"name": "vicreg", "weight": 0.3, "acts_on": "pooled"}},
+    ],
+)
 @pytest.mark.parametrize("mask", [UNION, Mask()], ids=["union", "multiblock"])
-def test_what_lies_in_padding_reaches_neither_loss_nor_gradients(mask, target_input):
+def test_what_lies_in_padding_reaches_neither_loss_nor_gradients(mask, changes):
     """Moving the padded indices elsewhere changes nothing."""
-    torch.manual_seed(0)
-    method = IJEPA((32, 32), 1, Model(**TINY), mask, Method(target_input=target_input))
+    method = small_method(**changes, seed=0)
     images = torch.randn(5, 1, 32, 32)
     masks = sample_masks(mask, method.grid, 5, seed=3, step=0)
     assert not bool(masks.context_mask.all())
@@ -102,7 +109,7 @@ def test_what_lies_in_padding_reaches_neither_loss_nor_gradients(mask, target_in
     results = []
     for choice in (masks, moved):
         method.zero_grad()
-        loss, _ = method(images, choice)
+        loss, _ = call(method, images, choice)
         loss.backward()
         results.append([loss.detach(), *(weight.grad.clone() for weight in method.parameters() if weight.requires_grad)])
     for first, second in zip(*results, strict=True):

@@ -20,17 +20,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from openjepa.data.loader import Batch
+from openjepa.data.batch import Batch, one_view
 from openjepa.engine.optim import make_optimizer, set_rates
 from openjepa.masks import Masks, sample_masks
 from openjepa.methods.make import make_method
 from openjepa.nn.encoder import normalise
-from openjepa.recipe import files, sections
+from openjepa.recipe.edit import with_changes
+from openjepa.recipe.files import load_recipe
 from openjepa.recipe.sections import Recipe
+from openjepa.recipe.views import Mask
 from openjepa.training import trainer as train
 from openjepa.training.build import make_schedules, make_trainer
 from openjepa.training.trainer import Trainer
 from openjepa.weights.official import our_name
+from tests import models
 from tests.parity import make_golden
 from tests.parity.equations import Learner, Rates, Setup
 
@@ -84,10 +87,14 @@ class Golden:
         trainer.method.load_state_dict(fresh | self.weights, strict=True)
         return trainer
 
-    def make_batch(self, step: int = 0) -> Batch:
-        """The recorded images and masks, as the loader would give them."""
+    def make_batches(self, step: int = 0) -> list[Batch]:
+        """The recorded images and masks in the recipe's micro-batches, as the loader would give them."""
         as_bytes = self.images if self.images.dtype == torch.uint8 else torch.zeros_like(self.images, dtype=torch.uint8)
-        return Batch(step, as_bytes, self.masks, torch.arange(len(self.images)))
+        count, all_targets = self.recipe.train.accumulation_steps, int(self.masks.target_lengths.sum())
+        return [
+            one_view(images, masks, step=step, share=int(masks.target_lengths.sum()) / all_targets)
+            for images, masks in zip(as_bytes.chunk(count), self.masks.split(count), strict=True)
+        ]
 
     @contextmanager
     def given_images(self) -> Iterator[None]:
@@ -104,13 +111,14 @@ def load_release(shared: Path) -> tuple[Golden, dict[str, Any]]:
     tensors = load_file(shared / "golden" / "official_step.safetensors")
     facts: dict[str, Any] = json.loads((shared / "golden" / "official_step.json").read_text("utf-8"))
     shape = facts["config"]
-    model = {
-        "width": shape["embed_dim"], "depth": shape["depth"], "heads": shape["heads"], "patch_size": shape["patch"],
-        "predictor_width": shape["pred_dim"], "predictor_depth": shape["pred_depth"], "predictor_heads": shape["heads"],
+    changes = {
+        "data.image_size": shape["img"], "model.patch_size": shape["patch"],
+        "model.width": shape["embed_dim"], "model.depth": shape["depth"], "model.heads": shape["heads"],
+        "method.predictor.width": shape["pred_dim"], "method.predictor.depth": shape["pred_depth"],
+        "method.predictor.heads": shape["heads"],
+        "optim.warmup_frac": 40 / 200, "train.length": "200epochs", "train.device": "cpu",
     }  # fmt: skip
-    recipe = change_recipe(
-        "paper_vit_base_16", data={"image_size": shape["img"]}, model=model, train={"epochs": 200, "device": "cpu"}
-    )
+    recipe = with_changes(load_recipe("paper_vit_base_16"), changes)
     named = {}
     for name, value in tensors.items():
         kind, _, rest = name.partition(".")
@@ -130,34 +138,26 @@ def load_own(name: str) -> Golden:
     tensors = load_file(make_golden.FILE)
     mine = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
     height, width = (make_golden.PATCH * side for side in make_golden.GRID)
-    model = {
-        "encoder": "tiny", "width": make_golden.WIDTH, "depth": make_golden.DEPTH, "heads": make_golden.HEADS,
-        "patch_size": make_golden.PATCH, "predictor_width": make_golden.PREDICTOR_WIDTH,
-        "predictor_depth": make_golden.PREDICTOR_DEPTH, "predictor_heads": make_golden.PREDICTOR_HEADS,
+    changes = {
+        "data.image_size": (height, width), "data.batch_size": {"paper": 2048, "seed": 1024}[name],
+        "model.encoder": "tiny", "model.patch_size": make_golden.PATCH,
+        "model.width": make_golden.WIDTH, "model.depth": make_golden.DEPTH, "model.heads": make_golden.HEADS,
+        "method.predictor.width": make_golden.PREDICTOR_WIDTH, "method.predictor.depth": make_golden.PREDICTOR_DEPTH,
+        "method.predictor.heads": make_golden.PREDICTOR_HEADS,
+        "optim.warmup_frac": make_golden.WARMUP_STEPS / make_golden.TOTAL_STEPS, "optim.eps": make_golden.EPS,
+        "train.length": "100epochs", "train.precision": "fp32", "train.device": "cpu",
     }  # fmt: skip
-    rates = {
-        "paper": {"start_lr": make_golden.PAPER_START_LR, "lr": make_golden.PAPER_LR},
-        "seed": {"lr": make_golden.SEED_LR},
+    changes |= {
+        "paper": {"optim.start_lr": make_golden.PAPER_START_LR, "optim.lr": make_golden.PAPER_LR},
+        "seed": {"optim.lr": make_golden.SEED_LR},
     }[name]
-    recipe = change_recipe(
-        f"{name}_vit_base_16",
-        data={"image_size": (height, width), "batch_size": {"paper": 2048, "seed": 1024}[name]},
-        model=model,
-        optim={"warmup_epochs": 40, "eps": make_golden.EPS} | rates,
-        train={"epochs": 100, "precision": "fp32", "device": "cpu"},
-    )
+    recipe = with_changes(load_recipe(f"{name}_vit_base_16"), changes)
     masks = Masks(*(mine.pop(key) for key in ("context_idx", "context_lengths", "target_idx", "target_lengths")))
     shared = {key: value for key, value in tensors.items() if key.startswith(PARTS)}
     return Golden(
         f"{name} recipe", recipe, make_golden.TOTAL_STEPS, list(make_golden.MEAN), list(make_golden.STD), tensors["images"],
         masks, shared | mine,
     )  # fmt: skip
-
-
-def change_recipe(name: str, **sections: dict[str, Any]) -> Recipe:
-    """A shipped recipe with some values replaced."""
-    values = files.load_recipe(name).model_dump()
-    return files.build_recipe(values | {section: values[section] | changes for section, changes in sections.items()})
 
 
 def compare(quantity: str, tolerance: float, pairs: Mapping[str, tuple[Tensor, ...]]) -> Agreement:
@@ -180,12 +180,12 @@ def compare_forward(golden: Golden) -> list[Agreement]:
         context = method.encode_context(images, masks)
         ours = {
             "target_encoder_output": method.target_encoder(images),
-            "targets": method.encode_targets(images, masks)[masks.target_mask],
+            "targets": method.make_targets(images, masks)[masks.target_mask],
             "context_output": context[masks.context_mask],
             "predictions": method.predict(context, masks)[masks.target_mask],
             "context_encoder_full_output": method.context_encoder(images),
         }
-        loss = method(images, masks)[0]
+        loss = models.call(method, images, masks)[0]
     width = ours["targets"].shape[-1]
     rows = []
     for name in (*OUTPUTS, "context_encoder_full_output"):
@@ -199,7 +199,8 @@ def compare_gradients(golden: Golden) -> Agreement:
     """Every gradient, as the trainer accumulates it."""
     trainer = golden.make_trainer()
     with golden.given_images():
-        trainer.accumulate_gradients(golden.make_batch())
+        for batch in golden.make_batches():
+            trainer.accumulate_gradients(batch, trainer.schedules.at(0))
     ours = {name: weight.grad for name, weight in trainer.method.named_parameters() if weight.requires_grad}
     theirs = {name.removeprefix("gradient."): value for name, value in golden.tensors.items() if name.startswith("gradient.")}
     assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
@@ -210,9 +211,9 @@ def compare_step(golden: Golden) -> list[Agreement]:
     """Every weight after one step of the trainer: AdamW, then the momentum update; and the losses of the steps after it."""
     trainer = golden.make_trainer()
     with golden.given_images():
-        losses = [trainer.step([golden.make_batch()]).metrics["loss"]]
+        losses = [trainer.step(golden.make_batches()).metrics["loss"]]
         ours = {name: value.clone() for name, value in trainer.method.state_dict().items()}
-        losses += [trainer.step([golden.make_batch(step)]).metrics["loss"] for step in range(1, len(golden.tensors["losses"]))]
+        losses += [trainer.step(golden.make_batches(step)).metrics["loss"] for step in range(1, len(golden.tensors["losses"]))]
     theirs = {name.removeprefix("after."): value for name, value in golden.tensors.items() if name.startswith("after.")}
     missing = ours.keys() - theirs.keys()
     assert not theirs.keys() - ours.keys() and all(name.endswith("pos_embed") for name in missing), missing
@@ -269,19 +270,21 @@ def compare_schedules(facts: dict[str, Any]) -> list[Agreement]:
     """Learning rate, weight decay and momentum of the paper's 300-epoch recipe at every step that the release recorded."""
     schedule = facts["schedule"]
     total_steps = schedule["epochs"] * schedule["iterations_per_epoch"]
-    shrunk = {"width": 8, "depth": 1, "heads": 1, "predictor_width": 8, "predictor_depth": 1, "predictor_heads": 1}
-    recipe = change_recipe("paper_vit_huge_14", data={"image_size": 28}, model=shrunk)
-    assert recipe.train.epochs == schedule["epochs"]
-    schedules, method = make_schedules(recipe, total_steps), make_method(recipe)
-    optimizer = make_optimizer(method, 1, recipe.optim)
+    shrunk = {"width": 8, "depth": 1, "heads": 1}
+    changes = {f"{part}.{key}": value for part in ("model", "method.predictor") for key, value in shrunk.items()}
+    recipe = with_changes(load_recipe("paper_vit_huge_14"), changes | {"data.image_size": 28})
+    assert recipe.train.run_length == (schedule["epochs"], "epochs")
+    method = make_method(recipe)
+    schedules, optimizer = make_schedules(recipe, method, total_steps), make_optimizer(method.weight_groups(), recipe.optim)
     found: dict[str, dict[int, float]] = {"learning rate": {}, "weight decay": {}, "momentum": {}}
     for row in schedule["rows"]:
         step = row["step"] - 1  # the release counts from 1
-        set_rates(optimizer, schedules.lr(step), step, total_steps)
-        assert {group["lr"] for group in optimizer.param_groups} == {schedules.lr(step)}
+        rates = schedules.at(step)
+        set_rates(optimizer, rates["lr"], step, total_steps)
+        assert {group["lr"] for group in optimizer.param_groups} == {rates["lr"]}
         decays = {group["weight_decay"] for group in optimizer.param_groups}
         assert len(decays) == 2 and min(decays) == 0
-        ours = {"learning rate": schedules.lr(step), "weight decay": max(decays), "momentum": schedules.momentum(step)}
+        ours = {"learning rate": rates["lr"], "weight decay": max(decays), "momentum": rates["momentum"]}
         for name, theirs in zip(found, (row["lr"], row["weight_decay"], row["momentum"]), strict=True):
             found[name][row["step"]] = abs(ours[name] - theirs) / theirs
     return [
@@ -298,7 +301,7 @@ def compare_schedules(facts: dict[str, Any]) -> list[Agreement]:
 
 def measure_masks(grid: int, batch: int, step: int) -> dict[str, np.ndarray]:
     """Statistics of one batch of released masks, under the golden file's names; target rates count a patch once a block."""
-    masks = sample_masks(sections.Mask(fidelity="released"), (grid, grid), batch, seed=0, step=step)
+    masks = sample_masks(Mask(fidelity="released"), (grid, grid), batch, seed=0, step=step)
     context, blocks = masks.context_idx.numpy(), masks.target_idx.flatten(1).numpy()
     in_target = np.zeros((batch, grid * grid), dtype=bool)
     np.put_along_axis(in_target, blocks, True, axis=1)

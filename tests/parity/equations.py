@@ -24,7 +24,7 @@ TARGET_NORM_EPS = 1e-5
 
 @dataclass(frozen=True)
 class Setup:
-    """What a step computes. The two recipes differ in the five switches; the last one is ours, in neither."""
+    """What a step computes. The two recipes differ in the five switches."""
 
     grid: tuple[int, int]
     patch: int
@@ -35,7 +35,6 @@ class Setup:
     per_block: bool
     own_positions: bool
     smooth_l1: bool
-    batch_normed_targets: bool = False  # each position over the images of the batch
 
 
 @dataclass(frozen=True)
@@ -155,9 +154,7 @@ def forward(
     everything = list(range(setup.grid[0] * setup.grid[1]))
     with torch.no_grad():
         whole = torch.stack([encode(image, everything, weights["target_encoder"], setup) for image in images])
-        spread = (whole - whole.mean(0)).square().mean(0)
-        standard = (whole - whole.mean(0)) / (spread + TARGET_NORM_EPS).sqrt() if setup.batch_normed_targets else whole
-    for image, tokens, context_patches, blocks in zip(images, standard, contexts, targets, strict=True):
+    for image, tokens, context_patches, blocks in zip(images, whole, contexts, targets, strict=True):
         with torch.no_grad():
             if setup.whole_image_targets:
                 goal = torch.cat([tokens[block] for block in blocks])

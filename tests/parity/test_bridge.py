@@ -35,13 +35,19 @@ from openjepa.data.decode import Decoded
 from openjepa.data.sources import open_source
 from openjepa.data.views import IMAGENET_MEAN, IMAGENET_STD, evaluation_view
 from openjepa.engine.checkpoint import load_checkpoint, save_checkpoint
-from openjepa.methods import IJEPA
+from openjepa.methods import make
+from openjepa.methods.ijepa import IJEPA
+from openjepa.recipe.edit import with_changes
 from openjepa.recipe.files import load_recipe
-from openjepa.recipe.sections import Model
+from openjepa.recipe.sections import Recipe
 from openjepa.weights.load import load_encoder
 from openjepa.weights.match import Weights, infer_recipe
 
-MODEL = Model(width=48, depth=2, heads=4, patch_size=8, predictor_width=24, predictor_depth=2, predictor_heads=4)
+SHAPE = {
+    "data.image_size": 32, "data.channels": 3,
+    "model.encoder": "base", "model.width": 48, "model.depth": 2, "model.heads": 4, "model.patch_size": 8,
+    "method.predictor.width": 24, "method.predictor.depth": 2, "method.predictor.heads": 4,
+}  # fmt: skip
 HEADS = ("--heads", "4")
 HUGE_BYTES = 15e9  # of the files of a ViT-H/14 that lie there at one time
 PREDICTOR = {
@@ -51,10 +57,15 @@ PREDICTOR = {
 Content = dict[str, Any]
 
 
-def make_method(model: Model = MODEL, size: tuple[int, int] = (32, 32), channels: int = 3) -> IJEPA:
+def paper_recipe(**data: Any) -> Recipe:
+    """The paper's recipe in this shape, but for some keys of its data."""
+    return with_changes(load_recipe("paper_vit_base_16"), SHAPE | {f"data.{key}": value for key, value in data.items()})
+
+
+def make_method(recipe: Recipe) -> IJEPA:
     """A method whose every weight is off its initial value, the two encoders apart."""
     torch.manual_seed(1)
-    method = IJEPA(size, channels, model)
+    method = make.make_method(recipe)
     with torch.no_grad():
         for name, weight in method.named_parameters():
             if not name.endswith("pos_embed"):
@@ -87,7 +98,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def method() -> IJEPA:
-    return make_method()
+    return make_method(paper_recipe())
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +121,11 @@ def photos() -> torch.Tensor:
     return torch.from_numpy(np.stack([evaluation_view(source.open(index), (32, 32)) for index in range(5)]))
 
 
-def checkpoint_of(
-    folder: Path, method: IJEPA, size: int | tuple[int, int], channels: int, model: Model, **statistics: Any
-) -> Path:
-    recipe = load_recipe("paper_vit_base_16").model_dump(mode="json")
-    recipe["data"] |= {"image_size": size, "channels": channels}
-    recipe["model"] = model.model_dump()
-    tensors = {f"method.{name}": value for name, value in method.state_dict().items()}
-    return save_checkpoint(folder, 0, tensors, {"recipe": recipe, "step": 0, **statistics}, permanent=True, keep=1)
+def checkpoint_of(folder: Path, recipe: Recipe) -> Path:
+    tensors = {f"method.{name}": value for name, value in make_method(recipe).state_dict().items()}
+    channels = recipe.data.channels
+    info = {"recipe": recipe.model_dump(mode="json"), "step": 0, "mean": [0.3] * channels, "std": [0.4] * channels}
+    return save_checkpoint(folder, 0, tensors, info, permanent=True, keep=1)
 
 
 def run_cli(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
@@ -194,7 +202,7 @@ def test_one_encoder_alone(release: Path, method: IJEPA, tmp_path: Path, encoder
 def test_the_papers_architectures_are_inferred_from_shapes(name: str):
     recipe = load_recipe(name)
     with torch.device("meta"):
-        method = IJEPA(recipe.data.size, 3, recipe.model)
+        method = make.make_method(recipe)
     assert infer_recipe(Weights("release checkpoint", dict(method.state_dict()))) == recipe
 
 
@@ -384,15 +392,13 @@ def test_onnxruntime_takes_any_batch_of_plain_images(imported: Path, tmp_path: P
 @pytest.mark.parametrize("form", ["hf", "timm", "onnx", "safetensors"])
 @pytest.mark.parametrize(("size", "channels"), [((32, 16), 3), ((32, 32), 1)])
 def test_images_that_are_not_square_or_not_coloured(tmp_path: Path, form: str, size: tuple[int, int], channels: int):
-    statistics = {"mean": [0.3] * channels, "std": [0.4] * channels}
-    method = make_method(MODEL, size, channels)
-    checkpoint = checkpoint_of(tmp_path / "run", method, size, channels, MODEL, **statistics)
+    checkpoint = checkpoint_of(tmp_path / "run", paper_recipe(image_size=size, channels=channels))
     out = tmp_path / {"hf": "folder", "onnx": "file.onnx"}.get(form, "file.safetensors")
     assert export(checkpoint, form, out).same_pixels < 1e-4
 
 
 def test_a_folder_for_transformers_takes_no_five_channels(tmp_path: Path, capsys):
-    checkpoint = checkpoint_of(tmp_path / "run", make_method(channels=5), 32, 5, MODEL, mean=[0.3] * 5, std=[0.4] * 5)
+    checkpoint = checkpoint_of(tmp_path / "run", paper_recipe(channels=5))
     before = sorted(tmp_path.rglob("*"))
     status, _, errors = run_cli(capsys, "export", checkpoint, "--format", "hf", "--out", tmp_path / "folder")
     assert (status, errors.count("\n")) == (2, 1)
@@ -426,7 +432,7 @@ def test_an_export_whose_features_differ_leaves_nothing(imported: Path, tmp_path
 @pytest.mark.parametrize("form", ["hf", "timm", "onnx", "safetensors"])
 def test_a_run_from_a_gpu_is_exported_on_the_cpu(tmp_path: Path, form: str):
     """A checkpoint holds no device, and of its recipe no export asks for one."""
-    checkpoint = checkpoint_of(tmp_path / "run", make_method(), 32, 3, MODEL, mean=[0.3] * 3, std=[0.4] * 3)
+    checkpoint = checkpoint_of(tmp_path / "run", paper_recipe())
     tensors, info = load_checkpoint(checkpoint)
     info["recipe"]["train"] |= {"device": "cuda:7", "precision": "fp16", "compile": True, "fp8": True}
     trained = save_checkpoint(tmp_path / "gpu", 0, tensors, info, permanent=True, keep=1)
@@ -541,17 +547,14 @@ def test_an_unknown_width_needs_the_heads(release: Path, tmp_path: Path):
 # On
 
 
-def small_recipe(**changes: dict[str, Any]) -> Any:
-    values = load_recipe("demo").model_dump()
-    values["data"] |= {"image_size": 32, "channels": 3, "batch_size": 8, "workers": 0, "normalization": "imagenet"}
-    values["model"] = MODEL.model_dump()
-    values["optim"] |= {"lr": 0.0}
-    values["momentum"] |= {"schedule": "fixed", "start": 1.0}
-    values["train"] |= {"max_minutes": None, "max_steps": 1, "precision": "fp32"}
-    values["health"] |= {"num_images": 8}
-    for section, entries in changes.items():
-        values[section] |= entries
-    return type(load_recipe("demo")).model_validate(values)
+def small_recipe(changes: dict[str, Any] | None = None) -> Recipe:
+    """The demo's recipe in this shape for one step, with rates of 0."""
+    values = SHAPE | {
+        "data.batch_size": 8, "data.workers": 0, "data.normalization": "imagenet", "health.num_images": 8,
+        "optim.lr": 0.0, "method.momentum.schedule": "fixed", "method.momentum.start": 1.0,
+        "train.length": "1steps", "train.precision": "fp32",
+    }  # fmt: skip
+    return with_changes(load_recipe("demo"), values | (changes or {}))
 
 
 def saved_weights(run: Path) -> dict[str, torch.Tensor]:
@@ -575,7 +578,7 @@ def test_a_run_starts_from_imported_weights_and_resumes_without_the_flag(importe
 
 def test_one_encoder_serves_for_both_and_positions_follow_the_grid(release: Path, tmp_path: Path):
     import_weights(release, tmp_path / "one.safetensors", encoder="target", heads=4)
-    recipe = small_recipe(data={"image_size": (48, 32)})
+    recipe = small_recipe({"data.image_size": (48, 32)})
     pretrain("sample:train", recipe, tmp_path / "run", init=tmp_path / "one.safetensors")
     start, weights = load_checkpoint(tmp_path / "one.safetensors")[0], saved_weights(tmp_path / "run")
     for name, value in start.items():
@@ -586,21 +589,21 @@ def test_one_encoder_serves_for_both_and_positions_follow_the_grid(release: Path
 
 def test_a_checkpoint_that_does_not_fit_starts_no_run(imported: Path, tmp_path: Path):
     for changes, flag in (
-        ({"model": {"heads": 2}}, "--model.heads 4"),
-        ({"model": {"depth": 3}}, "--model.depth 2"),
-        ({"model": {"predictor_width": 32}}, "--model.predictor-width 24"),
-        ({"data": {"channels": 1}}, "--data.channels 3"),
+        ({"model.heads": 2}, "model.heads=4"),
+        ({"model.depth": 3}, "model.depth=2"),
+        ({"method.predictor.width": 32}, "method.predictor.width=24"),
+        ({"data.channels": 1}, "data.channels=3"),
     ):
         with pytest.raises(ValueError, match=flag):
-            pretrain("sample:train", small_recipe(**changes), tmp_path / "run", init=imported)
+            pretrain("sample:train", small_recipe(changes), tmp_path / "run", init=imported)
     assert list(tmp_path.iterdir()) == []
 
 
 def save_huge(path: str) -> None:
     """A release checkpoint of ViT-H/14 with small random weights, for images of a quarter of its pixels: tokens take time."""
-    recipe = load_recipe("paper_vit_huge_14")
+    recipe = with_changes(load_recipe("paper_vit_huge_14"), {"data.image_size": 112})
     with torch.device("meta"):
-        method = IJEPA((112, 112), 3, recipe.model)
+        method = make.make_method(recipe)
     for value in method.to_empty(device="cpu").state_dict().values():
         value.detach().uniform_(-0.05, 0.05)
     torch.save(release_content(method), path)

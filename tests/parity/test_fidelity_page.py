@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fidelity import BEGIN, END, make_tables
-from openjepa.recipe.files import list_recipes, recipe_keys
+from openjepa.recipe.check import recipe_keys
+from openjepa.recipe.files import list_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "fidelity.md").read_text("utf-8")
@@ -40,7 +41,7 @@ def test_what_the_page_names_is_there():
         assert f"def {name}(" in sources, name
 
 
-@pytest.mark.parametrize("switch", sorted(set(re.findall(r"`((?:mask|model|method|optim)\.\w+)`", PAGE))))
+@pytest.mark.parametrize("switch", sorted(set(re.findall(r"`((?:mask|views|model|method|optim)(?:\.\w+)+)`", PAGE))))
 def test_every_switch_is_a_key_of_a_recipe(switch: str):
     assert switch in recipe_keys()
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from openjepa.engine.optim import set_rates
-from openjepa.methods import IJEPA
-from openjepa.recipe.sections import Model
+from openjepa.recipe.edit import with_changes
+from tests import models
 from tests.parity import make_golden
 from tests.parity.agreement import (
     FORWARD,
@@ -64,17 +64,18 @@ def test_every_weight_after_an_optimizer_step_and_a_momentum_update_agrees(golde
 def test_a_batch_in_parts_is_the_same_step(name: str):
     """One image at a time, each part padded to its own longest row, counts by its number of real target tokens."""
     golden = load_own(name)
-    parts = replace(
-        golden,
-        recipe=golden.recipe.model_copy(update={"train": golden.recipe.train.model_copy(update={"accumulation_steps": 4})}),
-    )
+    parts = replace(golden, recipe=with_changes(golden.recipe, {"train.accumulation_steps": 4}))
+    assert [len(batch.image_idx) for batch in parts.make_batches()] == [1] * 4
     compare_gradients(parts).check()
     for row in compare_step(parts):
         row.check()
 
 
 def test_fixed_positions_are_the_releases(release: Golden):
-    fresh = IJEPA((96, 96), 3, Model(width=48, depth=1, heads=4, predictor_width=24, predictor_depth=1, predictor_heads=4))
+    fresh = models.small_method(
+        data__image_size=96, model__width=48, model__patch_size=16, model__heads=4,
+        method__predictor__width=24, method__predictor__heads=4,
+    )  # fmt: skip
     compare(
         "encoder positions", 1e-6, {"pos_embed": (fresh.context_encoder.pos_embed, release.tensors["context_encoder.pos_embed"])}
     ).check()
@@ -85,9 +86,10 @@ def test_fixed_positions_are_the_releases(release: Golden):
 
 @pytest.mark.parametrize("grid", [(4, 7), (7, 4), (1, 3)])
 def test_fixed_positions_are_the_formulas(grid: tuple[int, int]):
-    method = IJEPA(
-        (4 * grid[0], 4 * grid[1]), 1, Model(width=24, depth=1, heads=1, patch_size=4, predictor_width=8, predictor_heads=1)
-    )
+    method = models.small_method(
+        data__image_size=(4 * grid[0], 4 * grid[1]), model__width=24, model__heads=1,
+        method__predictor__width=8, method__predictor__heads=1,
+    )  # fmt: skip
     for table, width in ((method.context_encoder.pos_embed[0], 24), (method.predictor.pos_embed[0], 8)):
         torch.testing.assert_close(table.double(), positions(grid, width), atol=ULP, rtol=0)
 
@@ -136,9 +138,10 @@ def step_from(golden: Golden, gradients: dict[str, Tensor]) -> dict[str, Tensor]
     trainer = golden.make_trainer()
     for name, weight in trainer.method.named_parameters():
         weight.grad = gradients.get(name)
-    set_rates(trainer.optimizer, trainer.schedules.lr(0), 0, trainer.schedules.total_steps)
+    rates = trainer.schedules.at(0)
+    set_rates(trainer.optimizer, rates["lr"], 0, trainer.schedules.total_steps)
     trainer.optimizer.step()
-    trainer.method.update_target(trainer.schedules.momentum(0))
+    trainer.method.after_step(rates, torch.tensor(True))
     return trainer.method.state_dict()
 
 
@@ -161,9 +164,10 @@ def test_what_remains_after_a_step_is_adamws_epsilon(release: Golden):
     """
     trainer = release.make_trainer()
     with release.given_images():
-        trainer.accumulate_gradients(release.make_batch())
+        for batch in release.make_batches():
+            trainer.accumulate_gradients(batch, trainer.schedules.at(0))
     ours = {name: weight.grad for name, weight in trainer.method.named_parameters() if weight.grad is not None}
-    after, lr, eps = step_from(release, ours), trainer.schedules.lr(0), release.recipe.optim.eps
+    after, lr, eps = step_from(release, ours), trainer.schedules.at(0)["lr"], release.recipe.optim.eps
     amplified = 0
     for name, gradient in ours.items():
         steps = [g.double() / (g.double().abs() + eps) for g in (gradient, release.tensors[f"gradient.{name}"])]
@@ -179,6 +183,5 @@ def test_a_coarser_recipe_is_noticed():
     """Each switch of the recipe shows in the loss: the comparison would not pass with another one."""
     golden = load_own("seed")
     for switch, value in (("target_input", "image"), ("target_norm", "layer"), ("predict", "per_block"), ("loss", "smooth_l1")):
-        method = golden.recipe.method.model_copy(update={switch: value})
-        rows = compare_forward(replace(golden, recipe=golden.recipe.model_copy(update={"method": method})))
+        rows = compare_forward(replace(golden, recipe=with_changes(golden.recipe, {f"method.{switch}": value})))
         assert max(row.difference for row in rows) > 100 * FORWARD, switch

@@ -8,15 +8,19 @@ import pytest
 import torch
 
 from openjepa.masks import sample_masks
-from openjepa.methods import MAE
+from openjepa.methods.make import make_method
 from openjepa.recipe.files import load_recipe
-from openjepa.recipe.sections import Method, Model
+from tests import models
 
 transformers = pytest.importorskip("transformers")
 modeling = pytest.importorskip("transformers.models.vit_mae.modeling_vit_mae")
 
 SIZE, PATCH, CHANNELS = 24, 4, 3
-SHAPE = Model(width=48, depth=3, heads=4, patch_size=PATCH, predictor_width=32, predictor_depth=2, predictor_heads=4)
+SHAPE = {
+    "data__image_size": SIZE, "data__channels": CHANNELS, "model__patch_size": PATCH,
+    "model__width": 48, "model__depth": 3, "model__heads": 4,
+    "method__predictor__width": 32, "method__predictor__depth": 2, "method__predictor__heads": 4,
+}  # fmt: skip
 FORWARD, GRADIENT = 1e-5, 1e-4  # largest difference, relative to the largest value
 
 # Ours -> theirs, per layer; their query, key and value are three.
@@ -81,10 +85,10 @@ def assert_close(ours, theirs, tolerance, name=""):
     assert float((ours - theirs).abs().max()) <= tolerance * float(theirs.abs().max()), name
 
 
-@pytest.mark.parametrize("target_norm", ["layer", "none"])
-def test_loss_reconstruction_and_every_gradient_agree(target_norm):
-    theirs = make_theirs(norm_pix_loss=target_norm == "layer")
-    ours = MAE((SIZE, SIZE), CHANNELS, SHAPE, method=Method(name="mae", target_norm=target_norm, predict="joint", loss="mse"))
+@pytest.mark.parametrize("targets", ["normalised_pixels", "pixels"])
+def test_loss_reconstruction_and_every_gradient_agree(targets):
+    theirs = make_theirs(norm_pix_loss=targets == "normalised_pixels")
+    ours = models.small_method("mae", method__targets=targets, method__predict="joint", method__loss="mse", **SHAPE)
     weights = dict(theirs.named_parameters())
     assert_close(ours.context_encoder.pos_embed, weights["vit.embeddings.position_embeddings"][:, 1:], 1e-6)
     assert_close(ours.predictor.pos_embed, weights["decoder.decoder_pos_embed"][:, 1:], 1e-6)
@@ -102,7 +106,7 @@ def test_loss_reconstruction_and_every_gradient_agree(target_norm):
     hidden = torch.zeros(5, 36).scatter(1, masks.target_idx[:, 0], 1.0)
     assert torch.equal(output.mask, hidden)
 
-    loss, _ = ours(images, masks)
+    loss, _ = models.call(ours, images, masks)
     loss.backward()
     assert_close(loss.detach(), output.loss.detach(), FORWARD)
     with torch.no_grad():
@@ -128,7 +132,7 @@ def test_the_recipes_shapes_are_those_of_their_default_settings():
     defaults = transformers.ViTMAEConfig()
     assert defaults.mask_ratio == recipe.mask.target_scale[0] == 0.75
     with torch.device("meta"):
-        ours = MAE(recipe.data.size, recipe.data.channels, recipe.model, recipe.mask, recipe.method)
+        ours = make_method(recipe)
         theirs = transformers.ViTMAEForPreTraining(defaults)
     for our_part, their_part, own in ((ours.context_encoder, theirs.vit, 768), (ours.predictor, theirs.decoder, 0)):
         counts = [sum(w.numel() for w in part.parameters() if w.requires_grad) for part in (our_part, their_part)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from openjepa.masks import released, sample_masks
-from openjepa.recipe import sections
+from openjepa.recipe.views import Mask
 from tests.parity.agreement import STANDARD_ERRORS, compare_masks, load_release, measure_masks
 
 # Ours are many, so that the release's own sampling error is most of the difference's.
@@ -79,12 +79,11 @@ def test_the_releases_defects_without_its_file():
     assert rates[13] == 0
     assert np.mean([statistics["context_tokens"] for statistics in measured]) == pytest.approx(48, abs=2)
     alone = [
-        int(sample_masks(sections.Mask(fidelity="released"), (14, 14), 1, seed=0, step=step).context_lengths[0])
-        for step in range(2000)
+        int(sample_masks(Mask(fidelity="released"), (14, 14), 1, seed=0, step=step).context_lengths[0]) for step in range(2000)
     ]
     assert np.mean(alone) == pytest.approx(82, abs=2)
 
 
 def test_our_own_draws_are_not_the_releases():
-    masks = [sample_masks(sections.Mask(), (14, 14), 64, seed=0, step=step) for step in range(50)]
+    masks = [sample_masks(Mask(), (14, 14), 64, seed=0, step=step) for step in range(50)]
     assert np.mean([masks_of_batch.context_lengths.double().mean() for masks_of_batch in masks]) > 54 + 20

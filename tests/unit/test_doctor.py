@@ -30,7 +30,7 @@ def test_sizes_take_no_pixels(tmp_path: Path):
 def test_unreadable_files_are_counted_and_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     build_messy_folder(tmp_path / "photos", num_good=60)
     monkeypatch.setattr(doctor, "measure_step", lambda *_: StepTime(1.0, 0.0))
-    monkeypatch.setattr(doctor, "fit_memory", lambda _: MemoryLine(1e9, 1e6))
+    monkeypatch.setattr(doctor, "fit_memory", lambda *_: MemoryLine(1e9, 1e6))
     lines = list(doctor.examine(str(tmp_path / "photos"), load_recipe("demo")))
     (line,) = (line for line in lines if "cannot be read" in line)
     assert line.startswith("2 of 62 looked at") and str(tmp_path / "photos") in line

@@ -8,24 +8,22 @@ from safetensors.torch import save_file
 from openjepa.commands.evaluate import evaluate
 from openjepa.commands.pretrain import pretrain
 from openjepa.evals.encoders import open_encoder
-from openjepa.recipe.files import build_recipe
 from openjepa.weights.hf import load_hf_encoder
 from openjepa.weights.load import load_encoder, load_random_encoder
+from tests.models import small_recipe
 
 IMAGES = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-RECIPE = {
-    "data": {"image_size": 28, "channels": 1, "batch_size": 16, "workers": 0, "normalization": "measured"},
-    "model": {"width": 24, "depth": 4, "heads": 2, "patch_size": 7,
-              "predictor_width": 12, "predictor_depth": 1, "predictor_heads": 2},
-    "train": {"epochs": 1, "max_steps": 2, "precision": "fp32", "device": "cpu"},
-    "health": {"num_images": 16},
-}  # fmt: skip
+RECIPE = small_recipe(
+    data__image_size=28, data__batch_size=16, model__width=24, model__depth=4, model__patch_size=7,
+    method__predictor__width=12, method__predictor__depth=1,
+    train__length="2steps", train__precision="fp32", train__device="cpu", health__num_images=16,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "small"
-    pretrain("sample:train", build_recipe(RECIPE), folder)
+    pretrain("sample:train", RECIPE, folder)
     return folder
 
 

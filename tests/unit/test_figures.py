@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from openjepa.masks import sample_masks
-from openjepa.recipe.sections import Mask
+from openjepa.recipe.views import Mask
 from openjepa.report import figures, masks, pictures, svg
 from openjepa.report.figures import Plan
 

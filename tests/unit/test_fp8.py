@@ -15,7 +15,7 @@ E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 def make(width=48):
     torch.manual_seed(0)
     layers = make_layers(width, 2, 3, 4.0)
-    initialise(layers, layers)
+    initialise(layers)
     return layers
 
 
@@ -86,8 +86,8 @@ def test_widths_that_do_not_fit_are_refused():
 def test_a_cpu_is_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match="device cpu has no fp8 products"):
         require_fp8(torch.device("cpu"))
-    command = ["pretrain", "sample:train", "--recipe", "demo", "--train.fp8", "--train.device", "cpu"]
-    command += ["--train.max-minutes", "None", "--train.max-steps", "2", "--out", str(tmp_path / "run")]
+    command = ["pretrain", "sample:train", "--recipe", "demo", "--out", str(tmp_path / "run")]
+    command += ["train.fp8=true", "train.device=cpu", "train.length=2steps"]
     done = subprocess.run([sys.executable, "-m", "openjepa.cli", *command], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "drop train.fp8" in done.stderr, done.stderr

@@ -4,16 +4,16 @@ import pytest
 import torch
 
 import openjepa
-from openjepa.engine.optim import group_key
-from openjepa.masks import Masks, sample_masks
-from openjepa.methods import IJEPA
+from openjepa.engine.optim import make_optimizer
+from openjepa.masks import Masks
+from openjepa.methods.make import make_method
 from openjepa.methods.regularizers import sigreg, vicreg
 from openjepa.nn.ema import update_target
 from openjepa.nn.encoder import Encoder, VisionTransformer, make_layers
 from openjepa.recipe.files import load_recipe
-from openjepa.recipe.sections import ENCODERS, Mask, Method, Model, Optim
-
-TINY = {"width": 32, "depth": 2, "heads": 2, "patch_size": 4, "predictor_width": 16, "predictor_depth": 2, "predictor_heads": 2}
+from openjepa.recipe.sections import ENCODERS, Optim
+from openjepa.recipe.views import Mask
+from tests.models import call, draw_masks, small_method
 
 
 def count(module: torch.nn.Module) -> int:
@@ -29,7 +29,7 @@ def test_vit_base_has_the_published_number_of_parameters():
     """
     recipe = load_recipe("brief_vit_base_16")
     with torch.device("meta"):
-        method = IJEPA((224, 224), 3, recipe.model, recipe.mask, recipe.method)
+        method = make_method(recipe)
     positions = method.context_encoder.pos_embed.numel()
     assert count(method.context_encoder) + positions == 85_797_120
     assert count(method.context_encoder) == 85_646_592 == 768 * 768 + 768 + 12 * (12 * 768**2 + 13 * 768) + 2 * 768
@@ -47,10 +47,10 @@ def test_presets_have_the_sizes_of_their_papers(preset, millions):
 
 
 def test_the_target_encoder_starts_equal_and_never_gets_gradients():
-    method = IJEPA((32, 32), 1, Model(**TINY))
+    method = small_method()
     for name, value in method.context_encoder.state_dict().items():
         assert torch.equal(value, method.target_encoder.state_dict()[name])
-    method(torch.randn(2, 1, 32, 32))[0].backward()
+    call(method, torch.randn(2, 1, 32, 32), draw_masks(method, 2))[0].backward()
     assert all(weight.grad is None for weight in method.target_encoder.parameters())
     assert all(weight.grad is not None for weight in method.predictor.parameters())
 
@@ -75,50 +75,39 @@ def test_every_weight_is_initialised(monkeypatch):
     monkeypatch.setattr(torch.nn.Linear, "reset_parameters", poison)
     monkeypatch.setattr(torch.nn.LayerNorm, "reset_parameters", poison)
     assert any(bool(weight.isnan().all()) for weight in make_layers(8, 1, 2, 4.0).parameters())  # the poison works
-    method = IJEPA((32, 32), 1, Model(**TINY))
+    method = small_method()
     assert all(bool(weight.isfinite().all()) for weight in method.state_dict().values())
 
 
 def test_initial_weights_are_the_releases_effective_ones():
-    """Normal 0.02, biases 0, norms 1 and 0; the rescale divides what layer l adds by the root of 2 l, and nothing else."""
-    shape = {
-        "width": 128,
-        "depth": 3,
-        "heads": 2,
-        "patch_size": 4,
-        "predictor_width": 64,
-        "predictor_depth": 3,
-        "predictor_heads": 2,
-    }
-    starts = []
-    for rescale in (False, True):
-        torch.manual_seed(0)
-        starts.append(dict(IJEPA((32, 32), 3, Model(**shape, residual_rescale=rescale)).named_parameters()))
-    for name, weight in starts[0].items():
+    """Normal 0.02, biases 0, norms 1 and 0."""
+    method = small_method(
+        seed=0, data__channels=3, model__width=128, model__depth=3, method__predictor__width=64, method__predictor__depth=3
+    )
+    for name, weight in method.named_parameters():
         if "norm" in name or name.endswith(".bias"):
             assert torch.equal(weight, torch.full_like(weight, float("norm" in name and name.endswith("weight")))), name
         elif not name.endswith("pos_embed"):
             spread = 5 * 0.02 / (2 * weight.numel()) ** 0.5  # five standard errors
             assert weight.std(unbiased=False).item() == pytest.approx(0.02, abs=spread + 1e-4), name
             assert abs(weight.mean().item()) < 2 * spread, name
-        layer = int(name.split("blocks.")[1].split(".")[0]) + 1 if "blocks." in name else 0
-        divisor = (2 * layer) ** 0.5 if name.endswith(("attn.proj.weight", "mlp.fc2.weight")) else 1.0
-        torch.testing.assert_close(starts[1][name] * divisor, weight, atol=1e-7, rtol=1e-6, msg=name)
 
 
 def test_patches_as_targets_see_nothing_else():
     """With target_input patches, changing the image outside the targets changes no target; with image it does."""
-    masks = sample_masks(Mask(), (8, 8), 1, seed=0, step=0)
+    methods = {
+        target_input: small_method(seed=0, method__target_input=target_input, method__target_norm="none")
+        for target_input in ("patches", "image")
+    }
+    masks = draw_masks(methods["image"], 1)
     images = torch.randn(1, 1, 32, 32)
     changed = images.clone()
     outside = sorted(set(range(64)) - set(masks.target_idx.flatten().tolist()))[0]
     row, column = divmod(outside, 8)
     changed[..., 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 3
-    for target_input, same in (("patches", True), ("image", False)):
-        torch.manual_seed(0)
-        method = IJEPA((32, 32), 1, Model(**TINY), Mask(), Method(target_input=target_input, target_norm="none"))
-        first, second = method.encode_targets(images, masks), method.encode_targets(changed, masks)
-        assert torch.equal(first, second) == same
+    for target_input, method in methods.items():
+        first, second = method.make_targets(images, masks), method.make_targets(changed, masks)
+        assert torch.equal(first, second) == (target_input == "patches")
 
 
 def test_patches_as_targets_are_encoded_together_and_each_once():
@@ -126,9 +115,9 @@ def test_patches_as_targets_are_encoded_together_and_each_once():
     blocks = [[[9, 10], [10, 11, 18, 19]], [[40, 41, 42], [3]]]
     idx = torch.tensor([[block + block[:1] * (4 - len(block)) for block in image] for image in blocks])
     lengths = torch.tensor([[len(block) for block in image] for image in blocks])
-    method = IJEPA((32, 32), 1, Model(**TINY), Mask(), Method(target_input="patches", target_norm="none"))
+    method = small_method(method__target_input="patches", method__target_norm="none")
     images = torch.randn(2, 1, 32, 32)
-    targets = method.encode_targets(images, Masks(torch.zeros(2, 1, dtype=torch.int64), torch.ones(2).long(), idx, lengths))
+    targets = method.make_targets(images, Masks(torch.zeros(2, 1, dtype=torch.int64), torch.ones(2).long(), idx, lengths))
     for number, image in enumerate(blocks):
         union = sorted({patch for block in image for patch in block})
         alone = method.target_encoder(images[number : number + 1], torch.tensor([union]))[0]
@@ -138,26 +127,11 @@ def test_patches_as_targets_are_encoded_together_and_each_once():
 
 
 def test_joint_and_per_block_prediction_agree_for_one_block():
-    mask = Mask(num_targets=1)
-    masks = sample_masks(mask, (8, 8), 3, seed=0, step=0)
     images, outputs = torch.randn(3, 1, 32, 32), []
     for predict in ("joint", "per_block"):
-        torch.manual_seed(0)
-        method = IJEPA((32, 32), 1, Model(**TINY), mask, Method(predict=predict))
-        outputs.append(method(images, masks)[0])
+        method = small_method(seed=0, method__predict=predict)
+        outputs.append(call(method, images, draw_masks(method, 3, mask=Mask(num_targets=1)))[0])
     torch.testing.assert_close(outputs[0], outputs[1])
-
-
-def test_batch_standardised_targets_have_mean_0_and_variance_1_at_each_position():
-    method = IJEPA((32, 32), 1, Model(**TINY), Mask(), Method(target_norm="batch"))
-    masks = sample_masks(Mask(), (8, 8), 1, seed=0, step=0)
-    everywhere = type(masks)(
-        torch.zeros(64, 1, dtype=torch.int64), torch.ones(64, dtype=torch.int64),
-        torch.arange(64).expand(64, 1, 64).contiguous(), torch.full((64, 1), 64),
-    )  # fmt: skip
-    targets = method.encode_targets(torch.randn(64, 1, 32, 32), everywhere)[:, 0]
-    torch.testing.assert_close(targets.mean(0), torch.zeros_like(targets[0]), atol=1e-4, rtol=0)
-    torch.testing.assert_close(targets.var(0, unbiased=False), torch.ones_like(targets[0]), atol=5e-3, rtol=0)
 
 
 def test_regularisers_prefer_spread_features():
@@ -172,13 +146,22 @@ def test_regularisers_prefer_spread_features():
 
 def test_layer_decay_by_the_briefs_words():
     """Layer 11 of 12 runs at the full rate, layer 0 at 0.75^11, the patch embedding, earlier still, at 0.75^12."""
+    with torch.device("meta"):
+        method = make_method(load_recipe("brief_vit_base_16"))
     settings = Optim(layer_decay=0.75, weight_decay=(0.05, 0.05), predictor_weight_decay=(0.04, 0.04))
-    key = lambda name, dims: group_key(name, dims, 12, settings)  # noqa: E731
-    assert key("context_encoder.blocks.11.mlp.fc1.weight", 2) == (1.0, (0.05, 0.05))
-    assert key("context_encoder.blocks.0.attn.qkv.bias", 1) == (pytest.approx(0.04223514, rel=1e-5), (0.0, 0.0))
-    assert key("context_encoder.patch_embed.proj.weight", 4) == (pytest.approx(0.03167635, rel=1e-5), (0.05, 0.05))
-    assert key("context_encoder.norm.weight", 1) == (1.0, (0.0, 0.0))
-    assert key("predictor.blocks.0.mlp.fc1.weight", 2) == (1.0, (0.04, 0.04))
+    found = {
+        id(weight): (group["lr_scale"], group["decay"])
+        for group in make_optimizer(method.weight_groups(), settings).param_groups
+        for weight in group["params"]
+    }
+    weights = {name: weight for name, weight in method.named_parameters() if weight.requires_grad}
+    assert found.keys() == {id(weight) for weight in weights.values()}
+    key = lambda name: found[id(weights[name])]  # noqa: E731
+    assert key("context_encoder.blocks.11.mlp.fc1.weight") == (1.0, (0.05, 0.05))
+    assert key("context_encoder.blocks.0.attn.qkv.bias") == (pytest.approx(0.04223514, rel=1e-5), (0.0, 0.0))
+    assert key("context_encoder.patch_embed.proj.weight") == (pytest.approx(0.03167635, rel=1e-5), (0.05, 0.05))
+    assert key("context_encoder.norm.weight") == (1.0, (0.0, 0.0))
+    assert key("predictor.blocks.0.mlp.fc1.weight") == (1.0, (0.04, 0.04))
 
 
 def test_encoder_takes_bytes_or_fractions_and_other_sizes():

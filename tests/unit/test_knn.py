@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from openjepa.evals import knn
+from openjepa.engine import neighbours
 from openjepa.evals.features import Features
 from openjepa.evals.knn import predict_knn, score_knn
 
@@ -60,7 +60,7 @@ def test_parts_of_the_test_set_change_nothing(monkeypatch):
     train, test = make_features("train", 300, 0), make_features("test", 101, 1)
     whole = score_knn(train, test).predictions
     for at_a_time in (1, 300, 301, 7 * 300):
-        monkeypatch.setattr(knn, "MOST_SIMILARITIES", at_a_time)
+        monkeypatch.setattr(neighbours, "MOST_SIMILARITIES", at_a_time)
         assert np.array_equal(score_knn(train, test).predictions, whole)
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +18,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openjepa.data import loader
+from openjepa.data.batch import Batch
 from openjepa.data.decode import Decoded, DecodeError
-from openjepa.data.loader import PREFETCH_STEPS, Batch, evaluation_batches, sample_order, training_batches
+from openjepa.data.loader import PREFETCH_STEPS, GroupSettings, StreamSettings, evaluation_batches, sample_order, training_batches
 from openjepa.data.skipped import SkippedFiles
 from openjepa.data.sources import open_source
 from openjepa.data.views import evaluation_view
-from openjepa.recipe.sections import Data, Mask
+from openjepa.masks import Masks
+from openjepa.recipe.views import Mask, ViewGroup
 from tests.messy_folder import build_messy_folder
 
-MASK = Mask()
-SMALL = Data(image_size=28, channels=1, batch_size=6, workers=0, augmentation="strong")
+STRONG = ViewGroup(colour=0.8, blur=0.5, solarize=0.2, mask=Mask())
+ONE_GROUP = (GroupSettings("main", STRONG, (28, 28), (7, 7)),)
+PAIRS = ViewGroup(count=2, colour=0.8, grey=0.2)
+SMALL_VIEWS = ViewGroup(count=3, crop_scale=(0.05, 0.3), mask=Mask(num_targets=2))
+TWO_GROUPS = (GroupSettings("main", PAIRS, (28, 20), (7, 5)), GroupSettings("local", SMALL_VIEWS, (12, 16), (6, 8)))
+SMALL = StreamSettings(ONE_GROUP, batch_size=6, workers=0, seed=3)
 
 
 class Levels:
@@ -34,7 +41,7 @@ class Levels:
 
     def __init__(self, num_images: int = 40, broken: tuple[int, ...] = ()) -> None:
         self.num_images, self.broken = num_images, set(broken)
-        self.spec, self.channels, self.labels, self.classes = "levels", 1, None, []
+        self.spec, self.channels, self.labels, self.classes = "levels", 1, [7 * number % 5 for number in range(num_images)], []
 
     def __len__(self) -> int:
         return self.num_images
@@ -59,31 +66,72 @@ class SlowLevels(Levels):
         return super().load(index)
 
 
-def batches_of(source, data=SMALL, start=0, total=5, seed=3, **place) -> list[Batch]:
-    return list(training_batches(source, data, MASK, (7, 7), seed=seed, start_step=start, total_steps=total, **place))
+def batches_of(source, settings_=SMALL, start=0, total=5, **changes) -> list[Batch]:
+    return list(training_batches(source, replace(settings_, **changes), start_step=start, total_steps=total))
+
+
+def images_of(batch: Batch, group: str = "main") -> torch.Tensor:
+    return batch.views[group].flat
+
+
+def mask_tensors(masks: Masks | None) -> tuple[torch.Tensor, ...]:
+    return () if masks is None else (masks.context_idx, masks.context_lengths, masks.target_idx, masks.target_lengths)
 
 
 def fingerprint(batch: Batch) -> tuple[object, ...]:
-    masks = batch.masks
-    tensors = (batch.images, batch.image_idx, masks.context_idx, masks.context_lengths, masks.target_idx, masks.target_lengths)
-    return (batch.step, *(tensor.numpy().tobytes() for tensor in tensors), tuple(batch.skipped))
+    tensors = [batch.image_idx, *([] if batch.labels is None else [batch.labels])]
+    for group in batch.views.values():
+        tensors += [group.images, *mask_tensors(group.masks)]
+    return (batch.step, tuple(batch.views), batch.share, *(tensor.numpy().tobytes() for tensor in tensors), tuple(batch.skipped))
 
 
 def test_a_batch_is_what_the_method_expects():
     source = open_source("sample:train", 1)
     (batch,) = batches_of(source, total=1)
-    assert batch.step == 0 and batch.images.shape == (6, 1, 28, 28) and batch.images.dtype == torch.uint8
+    (main,) = batch.views.values()
+    assert batch.step == 0 and main.images.shape == (6, 1, 1, 28, 28) and main.images.dtype == torch.uint8
     assert batch.image_idx.dtype == torch.int64 and batch.image_idx.tolist() == sample_order(10_000, 3, 0, 6).tolist()
-    assert batch.masks.context_idx.shape[0] == batch.masks.target_idx.shape[0] == 6 and batch.skipped == []
+    assert main.masks.context_idx.shape[0] == main.masks.target_idx.shape[0] == 6 and batch.skipped == []
+    assert batch.labels is None and batch.share == 1
+
+
+def test_groups_have_their_own_sizes_views_and_masks():
+    (batch,) = batches_of(open_source("sample:train", 1), groups=TWO_GROUPS, with_labels=True, total=1)
+    main, local = batch.views["main"], batch.views["local"]
+    assert list(batch.views) == ["main", "local"]
+    assert main.images.shape == (6, 2, 1, 28, 20) and main.masks is None and main.flat.shape == (12, 1, 28, 20)
+    assert local.images.shape == (6, 3, 1, 12, 16) and len(local.masks.context_idx) == 18
+    assert torch.equal(local.flat[4], local.images[1, 1])  # views of an image one after another
+    assert local.masks.target_idx.shape[1] == 2 and int(local.masks.target_idx.max()) < 48
+    assert len({bytes(view.numpy().tobytes()) for view in (*main.flat, *local.flat)}) == 30
+    for views in local.masks.target_idx.reshape(6, 3, -1).tolist():
+        assert views[0] != views[1] != views[2]  # each view's masks are its own
+
+
+def test_the_first_view_of_the_first_group_is_what_it_is_alone():
+    """More views and more groups leave those before them as they were."""
+    source = open_source("sample:train", 1)
+    (both,) = batches_of(source, groups=TWO_GROUPS, total=1)
+    for count, groups in ((2, TWO_GROUPS[:1]), (1, (TWO_GROUPS[0]._replace(views=PAIRS.model_copy(update={"count": 1})),))):
+        (alone,) = batches_of(source, groups=groups, total=1)
+        assert torch.equal(alone.views["main"].images, both.views["main"].images[:, :count])
+
+
+def test_labels_are_those_of_the_images_that_are_shown():
+    source = Levels(broken=(0, 5, 11))
+    (batch,) = batches_of(source, batch_size=40, with_labels=True, total=1)
+    assert batch.skipped and batch.labels.dtype == torch.int64
+    assert batch.labels.tolist() == [7 * number % 5 for number in batch.image_idx.tolist()]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_change_nothing(workers, tmp_path):
     messy = build_messy_folder(tmp_path, num_good=24)
     source = open_source(str(messy.path), 3)
-    data = Data(image_size=32, batch_size=5, augmentation="moderate", workers=0)
+    groups = (GroupSettings("main", ViewGroup(colour=0.8, mask=Mask()), (32, 32), (7, 7)), TWO_GROUPS[1])
+    data = replace(SMALL, groups=groups, batch_size=5)
     alone = batches_of(source, data, start=1, total=8)
-    shared = batches_of(source, data.model_copy(update={"workers": workers}), start=1, total=8)
+    shared = batches_of(source, data, start=1, total=8, workers=workers)
     assert [batch.step for batch in shared] == list(range(1, 8))
     assert any(batch.skipped for batch in shared)
     assert [fingerprint(batch) for batch in alone] == [fingerprint(batch) for batch in shared]
@@ -96,15 +144,12 @@ def test_batches_come_by_value_where_shared_memory_is_small(tmp_path, monkeypatc
     """As in a container with 64 MB of it, where version 0.1 waited for ever."""
     build_messy_folder(tmp_path / "photos", num_good=30)
     source = open_source(str(tmp_path / "photos"), 1)
-    alone = [*training_batches(source, SMALL, MASK, (14, 14), seed=1, start_step=0, total_steps=4)]
+    alone = batches_of(source, total=4)
     monkeypatch.setattr(loader, "LEAST_SHARED_BYTES", 2**62)
-    settings = SMALL.model_copy(update={"workers": 2})
-    shared = [*training_batches(source, settings, MASK, (14, 14), seed=1, start_step=0, total_steps=4)]
+    shared = batches_of(source, total=4, workers=2)
     for first, second in zip(alone, shared, strict=True):
-        assert torch.equal(first.images, second.images) and torch.equal(first.image_idx, second.image_idx)
-        assert torch.equal(first.masks.target_idx, second.masks.target_idx)
-        assert not second.images.is_shared()
-        assert first.skipped == second.skipped
+        assert fingerprint(first) == fingerprint(second)
+        assert not images_of(second).is_shared()
 
 
 @settings(max_examples=30, deadline=None)
@@ -116,12 +161,11 @@ def test_any_step_can_be_the_first(start, total):
 
 def test_steps_and_seeds_differ():
     source = open_source("sample:train", 1)
-    data = SMALL.model_copy(update={"batch_size": 12})
-    first, second = batches_of(source, data, total=2)
-    other_seed = batches_of(source, data, total=1, seed=4)[0]
+    first, second = batches_of(source, batch_size=12, total=2)
+    other_seed = batches_of(source, batch_size=12, total=1, seed=4)[0]
     for one, other in ((first, second), (first, other_seed)):
-        assert not torch.equal(one.images, other.images)
-        assert one.masks.target_idx.tolist() != other.masks.target_idx.tolist()
+        assert not torch.equal(images_of(one), images_of(other))
+        assert one.views["main"].masks.target_idx.tolist() != other.views["main"].masks.target_idx.tolist()
 
 
 def test_views_of_one_image_differ_wherever_they_stand():
@@ -129,7 +173,7 @@ def test_views_of_one_image_differ_wherever_they_stand():
     picture = open_source("sample:train", 1)
     one = Levels(1)
     one.open = lambda index: picture.open(5)
-    views = {bytes(image.numpy().tobytes()) for batch in batches_of(one, total=3) for image in batch.images}
+    views = {bytes(image.numpy().tobytes()) for batch in batches_of(one, total=3) for image in images_of(batch)}
     assert len(views) > 15  # of 18
 
 
@@ -139,32 +183,39 @@ def test_views_of_one_image_differ_wherever_they_stand():
     st.integers(0, 50),
     st.integers(0, 2**32 - 1),
     st.sampled_from([(), (0, 3, 8, 21)]),
+    st.sampled_from([ONE_GROUP, TWO_GROUPS, TWO_GROUPS[:1]]),
 )
-def test_any_number_of_processes_and_micro_batches_sees_the_same(division, start, seed, broken):
-    """The law of scale-out: images, replacements, views and masks of a step are those of one process in one piece."""
+def test_any_number_of_processes_and_micro_batches_sees_the_same(division, start, seed, broken, groups):
+    """The law of scale-out: images, labels, replacements, views and masks of a step are those of one process in one piece."""
     world_size, accumulation_steps = division
-    data = SMALL.model_copy(update={"batch_size": 12})
-    place = {"start": start, "total": start + 2, "seed": seed}
-    alone = batches_of(Levels(broken=broken), data, **place)
+    data = replace(SMALL, groups=groups, batch_size=12, with_labels=True, seed=seed)
+    alone = batches_of(Levels(broken=broken), data, start, start + 2)
     ranks = [
-        batches_of(Levels(broken=broken), data, rank=rank, world_size=world_size, accumulation_steps=accumulation_steps, **place)
+        batches_of(Levels(broken=broken), data, start, start + 2, rank=rank, world_size=world_size,
+                   accumulation_steps=accumulation_steps)
         for rank in range(world_size)
-    ]
+    ]  # fmt: skip
     for number, whole in enumerate(alone):
         pieces = [batch for rank in ranks for batch in rank[number * accumulation_steps : (number + 1) * accumulation_steps]]
         assert all(piece.step == whole.step for piece in pieces)
-        assert torch.equal(torch.cat([piece.images for piece in pieces]), whole.images)
         assert torch.equal(torch.cat([piece.image_idx for piece in pieces]), whole.image_idx)
+        assert torch.equal(torch.cat([piece.labels for piece in pieces]), whole.labels)
         assert [pair for piece in pieces for pair in piece.skipped] == whole.skipped
         assert sum(piece.share for piece in pieces) == pytest.approx(1)
-        first = 0
-        for piece in pieces:
-            masks = whole.masks.take(first, first + len(piece.images))
-            for name in ("context_idx", "context_lengths", "target_idx", "target_lengths"):
-                assert torch.equal(getattr(piece.masks, name), getattr(masks, name)), name
-            assert piece.share == pytest.approx(float(masks.target_lengths.sum() / whole.masks.target_lengths.sum()))
-            first += len(piece.images)
-        assert first == 12
+        for name, group in whole.views.items():
+            assert torch.equal(torch.cat([piece.views[name].images for piece in pieces]), group.images)
+            first = 0
+            for piece in pieces:
+                views = len(images_of(piece, name))
+                masks = group.masks and group.masks.take(first, first + views)
+                for ours, theirs in zip(mask_tensors(piece.views[name].masks), mask_tensors(masks), strict=True):
+                    assert torch.equal(ours, theirs)
+                if masks is not None:
+                    assert piece.share == pytest.approx(float(masks.target_lengths.sum() / group.masks.target_lengths.sum()))
+                elif len(groups) == 1:
+                    assert piece.share == pytest.approx(views / len(group.flat))
+                first += views
+            assert first == len(group.flat)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_at_once():
@@ -172,24 +223,25 @@ def test_a_batch_that_cannot_be_shared_is_refused_at_once():
         ValueError,
         match="batch_size 6 cannot be shared evenly by 4 processes with train.accumulation_steps 1; make it a multiple of 4",
     ):
-        training_batches(Levels(), SMALL, MASK, (7, 7), seed=0, start_step=0, total_steps=1, world_size=4)
+        training_batches(Levels(), replace(SMALL, world_size=4), start_step=0, total_steps=1)
 
 
 def test_a_batch_may_be_larger_than_the_data():
     (batch,) = batches_of(Levels(4), total=1)
-    assert sorted(batch.image_idx[:4].tolist()) == [0, 1, 2, 3] and len(batch.images) == 6
+    assert sorted(batch.image_idx[:4].tolist()) == [0, 1, 2, 3] and len(images_of(batch)) == 6
 
 
 def test_unreadable_images_are_replaced_and_named():
     broken = (0, 5, 11)
-    data = SMALL.model_copy(update={"augmentation": "none", "batch_size": 40})
+    plain = ViewGroup(crop_scale=None, flip=0.0, mask=Mask())
+    data = replace(SMALL, groups=(GroupSettings("main", plain, (28, 28), (7, 7)),), batch_size=40)
     (batch,) = batches_of(Levels(broken=broken), data, total=1)
     (whole,) = batches_of(Levels(), data, total=1)
     numbers = batch.image_idx.tolist()
     assert {path for path, _ in batch.skipped} == {"levels/0.png", "levels/5.png", "levels/11.png"}
     assert {reason for _, reason in batch.skipped} == {"made unreadable"}
     assert not set(numbers) & set(broken)
-    assert [int(image.max()) for image in batch.images] == numbers  # what is shown is what is named
+    assert [int(image.max()) for image in images_of(batch)] == numbers  # what is shown is what is named
     replaced = [was in broken for was in whole.image_idx.tolist()]
     assert sum(replaced) == 3
     assert len({now for now, gone in zip(numbers, replaced, strict=True) if gone}) > 1  # not one stand-in for all
@@ -201,7 +253,7 @@ def test_unreadable_images_are_replaced_and_named():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_nothing_readable_is_one_line_from_workers_too(workers):
     with pytest.raises(DecodeError, match="^levels: 21 images in a row cannot be read; the last is levels/") as caught:
-        batches_of(Levels(broken=tuple(range(40))), SMALL.model_copy(update={"workers": workers}))
+        batches_of(Levels(broken=tuple(range(40))), workers=workers)
     assert "\n" not in str(caught.value)
 
 
@@ -210,7 +262,7 @@ def test_torchs_global_generator_is_left_alone(workers):
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    batches_of(Levels(), SMALL.model_copy(update={"workers": workers}), total=2)
+    batches_of(Levels(), workers=workers, total=2)
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -229,20 +281,18 @@ class CountedLevels(Levels):
 
 def test_a_worker_loads_ahead_while_a_step_computes(tmp_path):
     count = tmp_path / "count"
-    data = SMALL.model_copy(update={"workers": 1})
-    batches = training_batches(CountedLevels(count), data, MASK, (7, 7), seed=0, start_step=0, total_steps=100)
+    batches = training_batches(CountedLevels(count), replace(SMALL, workers=1), start_step=0, total_steps=100)
     next(batches)
     deadline = time.perf_counter() + 30
-    while count.stat().st_size < (1 + PREFETCH_STEPS) * data.batch_size and time.perf_counter() < deadline:
+    while count.stat().st_size < (1 + PREFETCH_STEPS) * SMALL.batch_size and time.perf_counter() < deadline:
         time.sleep(0.01)
     time.sleep(0.2)
-    assert count.stat().st_size == (1 + PREFETCH_STEPS) * data.batch_size  # as many as are asked to lie ready, and no more
+    assert count.stat().st_size == (1 + PREFETCH_STEPS) * SMALL.batch_size  # as many as are asked to lie ready, and no more
     batches.close()
 
 
 def test_closing_ends_the_workers_at_once():
-    data = SMALL.model_copy(update={"workers": 2})
-    batches = training_batches(SlowLevels(), data, MASK, (7, 7), seed=0, start_step=0, total_steps=10_000)
+    batches = training_batches(SlowLevels(), replace(SMALL, workers=2), start_step=0, total_steps=10_000)
     next(batches)
     workers = multiprocessing.active_children()
     assert len(workers) == 2
@@ -253,8 +303,7 @@ def test_closing_ends_the_workers_at_once():
 
 
 def test_workers_live_through_ctrl_c_and_a_groups_sigterm():
-    data = SMALL.model_copy(update={"workers": 2})
-    batches = training_batches(Levels(), data, MASK, (7, 7), seed=0, start_step=0, total_steps=40)
+    batches = training_batches(Levels(), replace(SMALL, workers=2), start_step=0, total_steps=40)
     steps = [next(batches).step]
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, signal.SIGINT)
@@ -265,13 +314,14 @@ def test_workers_live_through_ctrl_c_and_a_groups_sigterm():
 
 FORGOTTEN = """
 import sys
-from openjepa.recipe.sections import Data, Mask
+from openjepa.recipe.views import Mask, ViewGroup
 from openjepa.data import loader
-from openjepa.data.loader import training_batches
+from openjepa.data.loader import GroupSettings, StreamSettings, training_batches
 from openjepa.data.sources import open_source
 
-data = Data(image_size=28, channels=1, batch_size=4, workers=2)
-batches = training_batches(open_source("sample:test", 1), data, Mask(), (7, 7), seed=0, start_step=0, total_steps=10**6)
+group = GroupSettings("main", ViewGroup(mask=Mask()), (28, 28), (7, 7))
+settings = StreamSettings((group,), batch_size=4, workers=2, seed=0)
+batches = training_batches(open_source("sample:test", 1), settings, start_step=0, total_steps=10**6)
 next(batches)
 keep = [batches, batches]
 keep.append(keep)

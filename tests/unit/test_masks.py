@@ -6,10 +6,11 @@ import torch
 
 from openjepa.masks import SAMPLERS, Masks, check_masks, measure_coverage, sample_masks
 from openjepa.masks.blocks import draw_shapes, find_room, list_shapes
-from openjepa.recipe import files, sections
+from openjepa.recipe.files import load_recipe
+from openjepa.recipe.views import Mask
 
-PAPER = sections.Mask()
-BRIEF = sections.Mask(
+PAPER = Mask()
+BRIEF = Mask(
     sampler="union",
     num_contexts=4,
     context_scale=(0.15, 0.2),
@@ -19,7 +20,7 @@ BRIEF = sections.Mask(
 )
 
 
-def with_(settings: sections.Mask, **changes: object) -> sections.Mask:
+def with_(settings: Mask, **changes: object) -> Mask:
     return settings.model_copy(update=changes)
 
 
@@ -158,11 +159,11 @@ def _boxes_around(patches: set[int]) -> list[set[int]]:
                 "no target block fits",
             ],
         ),
-        (with_(BRIEF, num_targets=9), (3, 3), ["at most 8 of 9 fit", "fewer mask.num_targets"]),
+        (with_(BRIEF, num_targets=9), (3, 3), ["at most 8 of 9 fit", "fewer num_targets"]),
         (with_(PAPER, sampler="block"), (14, 14), ["context blocks of 169 to 196", "target blocks of 25 to 42", "smaller"]),
         (with_(BRIEF, sampler="random", context_scale=(0.9, 0.9), target_scale=(0.2, 0.3)), (8, 8), ["58", "13", "71 of 64"]),
-        (with_(PAPER, fidelity="released"), (5, 5), ["5 x 5", "4 patches", "more than 4", "mask.fidelity unbiased"]),
-        (with_(BRIEF, fidelity="released"), (14, 14), ["multiblock", "mask.fidelity unbiased"]),
+        (with_(PAPER, fidelity="released"), (5, 5), ["5 x 5", "4 patches", "more than 4", "fidelity unbiased"]),
+        (with_(BRIEF, fidelity="released"), (14, 14), ["multiblock", "fidelity unbiased"]),
     ],
 )
 def test_impossible_settings_are_refused_with_numbers_and_the_fix(settings, grid, words):
@@ -222,7 +223,7 @@ def _top_left_five() -> set[int]:
 def test_coverage_counts_by_hand():
     """A 2 x 2 grid, one patch of context and one of target in each image: everything is a quarter or a half."""
     coverage = measure_coverage(
-        sections.Mask(sampler="random", context_scale=(0.25, 0.25), target_scale=(0.25, 0.25)),
+        Mask(sampler="random", context_scale=(0.25, 0.25), target_scale=(0.25, 0.25)),
         (2, 2),
         num_images=10,
         batch_size=4,
@@ -252,7 +253,7 @@ def test_solved_scales_give_the_briefs_stated_coverage():
 
 
 def test_masks_that_show_every_patch_leave_exactly_none_unseen():
-    recipe = files.load_recipe("demo")
+    recipe = load_recipe("demo")
     coverage = measure_coverage(recipe.mask, recipe.grid)
     assert (coverage.context_frac, coverage.target_frac) == pytest.approx((12 / 49, 37 / 49))
     assert str(coverage.unseen_frac) == "0.0"  # summed as 1 - seen it was -4e-16, and printed as -0.0 %

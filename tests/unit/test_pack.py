@@ -15,11 +15,12 @@ from PIL import Image
 
 from openjepa.data import pack
 from openjepa.data.decode import DecodeError
-from openjepa.data.loader import evaluation_batches, training_batches
+from openjepa.data.loader import evaluation_batches
 from openjepa.data.pack import write_pack
 from openjepa.data.sources import open_source
-from openjepa.recipe.sections import Data, Mask
+from openjepa.training.build import make_batches
 from tests.messy_folder import build_messy_folder, draw_picture
+from tests.models import small_recipe
 
 
 def make_folder(path: Path, sizes: list[tuple[int, int]], name: str = "{}.jpg") -> Path:
@@ -35,11 +36,12 @@ def make_pack(source_path: Path, out: Path, size_px: int = 100, channels: int = 
     return out
 
 
-def batches_of(path: Path, **changes: object) -> list[bytes]:
-    data = Data(image_size=48, batch_size=7, workers=0, augmentation="strong").model_copy(update=changes)
-    source = open_source(str(path), data.channels)
-    batches = training_batches(source, data, Mask(), (12, 12), seed=1, start_step=0, total_steps=4)
-    return [batch.images.numpy().tobytes() for batch in batches]
+def batches_of(path: Path) -> list[bytes]:
+    """Of views with all changes of colour."""
+    colour = {"colour": 0.8, "grey": 0.2, "blur": 0.5, "solarize": 0.2}
+    recipe = small_recipe(data__image_size=48, data__channels=3, data__batch_size=7, views__main=colour, train__seed=1)
+    batches = make_batches(recipe, open_source(str(path), 3), 0, 4)
+    return [batch.views["main"].images.numpy().tobytes() for batch in batches]
 
 
 def refuse(path: Path, *words: str, channels: int = 3) -> None:

@@ -11,14 +11,15 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 from torch.nn import functional
 
-from openjepa.data.loader import Batch
+from openjepa.data.batch import one_view
 from openjepa.data.sample import load_sample
 from openjepa.masks import sample_masks
 from openjepa.nn import encoder as encoder_module
 from openjepa.nn.encoder import Encoder, VisionTransformer
 from openjepa.nn.positions import resize_positions, sine_cosine_positions
+from openjepa.recipe.edit import with_changes
+from openjepa.recipe.files import load_recipe
 from openjepa.training.build import make_trainer
-from tests.parity.agreement import change_recipe
 
 RESIZES = [((14, 14), (28, 28)), ((14, 14), (9, 9)), ((8, 6), (16, 12)), ((6, 10), (7, 7)), ((7, 7), (5, 14)), ((3, 5), (3, 8))]
 
@@ -85,27 +86,22 @@ NUM_IMAGES, STEPS = 200, 120
 @pytest.fixture(scope="module")
 def trained() -> Encoder:
     """A small encoder after 120 steps on 28 x 28 images: enough to explain a fifth of the targets' variance."""
-    recipe = change_recipe(
-        "demo",
-        model={"width": 48, "depth": 3, "heads": 3, "predictor_width": 24, "predictor_depth": 1},
-        method={"regularizer_on": "pooled"},
-        mask={
-            "sampler": "union",
-            "num_contexts": 4,
-            "context_scale": [0.15, 0.2],
-            "context_aspect": [0.75, 1.5],
-            "num_targets": 2,
-            "target_scale": [0.1, 0.15],
+    union = {"sampler": "union", "num_contexts": 4, "context_scale": [0.15, 0.2], "context_aspect": [0.75, 1.5]}
+    recipe = with_changes(
+        load_recipe("demo"),
+        {
+            "views.main.mask": union | {"num_targets": 2, "target_scale": [0.1, 0.15]},
+            "model.width": 48, "model.depth": 3, "method.predictor.width": 24, "method.predictor.depth": 1,
+            "method.regularizer.acts_on": "pooled", "method.momentum.start": 0.996,
+            "optim.lr": 3e-3, "optim.warmup_frac": 1.5 / 80, "train.device": "cpu",
         },
-        optim={"lr": 3e-3, "warmup_epochs": 1.5},
-        momentum={"start": 0.996},
-        train={"device": "cpu"},
-    )
+    )  # fmt: skip
     images = torch.from_numpy(load_sample("train")[0].copy())[:, None]
     trainer = make_trainer(recipe, [0.29], [0.35], STEPS, "fp32")
     for step in range(STEPS):
         idx = torch.randint(0, len(images), (64,), generator=torch.Generator().manual_seed(step))
-        record = trainer.step([Batch(step, images[idx], sample_masks(recipe.mask, recipe.grid, 64, seed=0, step=step), idx)])
+        masks = sample_masks(recipe.mask, recipe.grid, 64, seed=0, step=step)
+        record = trainer.step([one_view(images[idx], masks, step=step)])
     assert float(record.metrics["explained_variance"]) > 0.2
     return Encoder(trainer.method.context_encoder, [0.29], [0.35]).eval()
 

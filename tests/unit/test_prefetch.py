@@ -5,56 +5,52 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from openjepa.data.loader import Batch
+from openjepa.data.batch import Batch, Views
 from openjepa.engine.optim import momentum_where
 from openjepa.engine.prefetch import Answer, place_ahead
 from openjepa.masks import sample_masks
-from openjepa.recipe.files import build_recipe
 from openjepa.training import trainer as train
-from openjepa.training.build import make_trainer
+from openjepa.training.build import list_groups, make_trainer
+from tests.models import RATES, small_recipe
 
-VALUES = {
-    "data": {"image_size": 32, "channels": 1, "batch_size": 6},
-    "model": {
-        "width": 32,
-        "depth": 2,
-        "heads": 2,
-        "patch_size": 4,
-        "predictor_width": 16,
-        "predictor_depth": 2,
-        "predictor_heads": 2,
-    },
-    "optim": {"clip_grad_norm": 1.0},
-}
 SMALL = {"sampler": "union", "context_scale": [0.05, 0.15], "target_scale": [0.05, 0.15]}
 RECIPES = {
-    "paper": {"train": {"accumulation_steps": 2}},
-    "regularised": {"method": {"regularizer": "sigreg", "regularizer_weight": 0.1}},
-    "batch-normed": {"method": {"target_norm": "batch", "regularizer": "vicreg", "regularizer_weight": 0.1}},
-    "seed": {"mask": SMALL, "method": {"target_input": "patches", "predict": "joint", "loss": "mse"}},
-    "mae": {"method": {"name": "mae"}, "mask": SMALL | {"sampler": "random"}, "train": {"accumulation_steps": 2}},
-    "pca": {"method": {"name": "mae", "targets": "pca", "target_norm": "none"}},
-}
+    "paper": {"train__accumulation_steps": 2},
+    "sigreg": {"method__regularizer": {"name": "sigreg", "weight": 0.1}},
+    "vicreg": {"method__regularizer": {"name": "vicreg", "weight": 0.1, "acts_on": "pooled"}},
+    "seed": {
+        "views__main__mask": SMALL, "method__target_input": "patches", "method__target_norm": "none", "method__predict": "joint",
+        "method__loss": "mse",
+    },
+    "pooled": {"method__pool_targets": True},
+    "mae": {"method": "mae", "views__main__mask": SMALL | {"sampler": "random"}, "train__accumulation_steps": 2},
+    "pca": {"method": "mae", "method__targets": "pca"},
+    "simclr": {"method": "simclr"},
+    "supervised": {"method": "supervised", "method__drop_path": 0.2},
+}  # fmt: skip
 
 
 def make(name, device="cpu"):
-    recipe = build_recipe(VALUES | RECIPES[name] | {"train": RECIPES[name].get("train", {}) | {"device": device}})
-    images = torch.randint(0, 256, (6, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    masks = sample_masks(recipe.mask, recipe.grid, 6, seed=0, step=0)
-    return make_trainer(recipe, [0.5], [0.25], 100, "fp32"), Batch(0, images, masks, torch.arange(6))
+    recipe = small_recipe(**RECIPES[name], data__batch_size=6, optim__clip_grad_norm=1.0, train__device=device)
+    generator = torch.Generator().manual_seed(0)
+    groups = {}
+    for group, views, size, grid in list_groups(recipe):
+        images = torch.randint(0, 256, (6, views.count, 1, *size), dtype=torch.uint8, generator=generator)
+        masks = None if views.mask is None else sample_masks(views.mask, grid, 6, seed=0, step=0)
+        groups[group] = Views(images, masks)
+    return make_trainer(recipe, [0.5], [0.25], 100, "fp32", 5), Batch(0, groups, torch.arange(6), torch.arange(6) % 5)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_step_asks_its_device_nothing(name, monkeypatch):
     """On meta there are shapes and no numbers: whatever asks for a number, or for a shape that depends on one, fails."""
     trainer, batch = make(name)
-    for holder in (torch, train):  # of which meta has none
-        monkeypatch.setattr(holder, "autocast", lambda *_given, **_named: nullcontext())
+    monkeypatch.setattr(train, "autocast", lambda *_: nullcontext())  # of which meta has none
     trainer.device = torch.device("meta")
     trainer.method.to("meta")
     trainer.weights = [weight for weight in trainer.method.parameters() if weight.requires_grad]
     trainer.mean, trainer.std = trainer.mean.to("meta"), trainer.std.to("meta")
-    metrics = trainer.accumulate_gradients(batch)
+    metrics = trainer.accumulate_gradients(batch, RATES)
     finite = torch.isfinite(metrics["loss"])  # and the gradients' norm, which PyTorch does not have for meta
     assert finite.is_meta and momentum_where(finite, 0.99).is_meta
     assert all(weight.grad.is_meta for weight in trainer.weights)
@@ -98,9 +94,9 @@ def test_an_answer_is_what_was_asked(truths):
 
 EVEN = {"sampler": "random"}  # as many context patches in every image, and as many targets
 UNPADDED = {
-    "random, joint": {"mask": EVEN, "method": {"predict": "joint"}},
-    "random, per block": {"mask": EVEN, "method": {"predict": "per_block"}},
-    "mae": {"mask": EVEN, "method": {"name": "mae"}},
+    "random, joint": {"views__main__mask": EVEN, "method__predict": "joint"},
+    "random, per block": {"views__main__mask": EVEN, "method__predict": "per_block"},
+    "mae": {"method": "mae", "views__main__mask": EVEN},
 }
 
 
@@ -116,6 +112,6 @@ def test_attention_gets_a_mask_only_where_something_is_padded(name, monkeypatch)
     monkeypatch.setattr("openjepa.nn.encoder.call_layer", record)
     monkeypatch.setitem(RECIPES, name, (RECIPES | UNPADDED)[name])
     trainer, batch = make(name)
-    trainer.accumulate_gradients(batch)
+    trainer.accumulate_gradients(batch, RATES)
     assert masks
     assert any(mask is not None for mask in masks) == (name == "paper")

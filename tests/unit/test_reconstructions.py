@@ -12,27 +12,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from openjepa.data.sources import ArraySource
+from openjepa.engine import neighbours
 from openjepa.engine.checkpoint import write_checkpoint
+from openjepa.engine.neighbours import find_neighbours
 from openjepa.masks import Masks, sample_masks
-from openjepa.methods import IJEPA, MAE
+from openjepa.methods.ijepa import IJEPA
+from openjepa.methods.mae import MAE
 from openjepa.methods.make import make_method
-from openjepa.recipe.files import build_recipe
 from openjepa.recipe.sections import Recipe
 from openjepa.report import reconstructions as beliefs
 from openjepa.report.pictures import UNSEEN, draw_patches
-from openjepa.report.reconstructions import encode_pool, fill_patches, find_nearest, show_beliefs
+from openjepa.report.reconstructions import encode_pool, fill_patches, show_beliefs
 from openjepa.weights.load import TrainedMethod, load_method
+from tests.models import small_recipe
 
 
-def make_recipe(**changes: dict[str, object]) -> Recipe:
-    values: dict[str, dict[str, object]] = {
-        "data": {"image_size": 24, "channels": 1},
-        "model": {"width": 16, "depth": 2, "heads": 2, "patch_size": 4,
-                  "predictor_width": 8, "predictor_depth": 1, "predictor_heads": 2},
-        "mask": {"sampler": "multiblock"},
-        "method": {},
-    }  # fmt: skip
-    return build_recipe({section: value | changes.get(section, {}) for section, value in values.items()})
+def make_recipe(method: str = "ijepa", **changes: object) -> Recipe:
+    smaller = {"data__image_size": 24, "model__width": 16, "method__predictor__width": 8, "method__predictor__depth": 1}
+    return small_recipe(method, **smaller, **changes)
 
 
 def make_trained(recipe: Recipe) -> TrainedMethod:
@@ -54,28 +51,29 @@ def first_images(source: ArraySource, count: int) -> Tensor:
 def test_the_nearest_is_brute_forces(num_queries: int, num_pool: int, dim: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
     queries, pool = generator.normal(size=(num_queries, dim)), generator.normal(size=(num_pool, dim))
-    found = find_nearest(torch.from_numpy(queries).float(), torch.from_numpy(pool).float()).tolist()
-    for query, place in zip(queries, found, strict=True):
+    found = find_neighbours(torch.from_numpy(queries).float(), torch.from_numpy(pool).float(), 1).idx
+    for query, (place,) in zip(queries, found.tolist(), strict=True):
         cosines = [query @ row / np.linalg.norm(query) / np.linalg.norm(row) for row in pool]
         assert cosines[place] >= max(cosines) - 1e-5
 
 
 def test_parts_of_the_search_give_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     queries, pool = torch.randn(50, 6), torch.randn(40, 6)
-    whole = find_nearest(queries, pool)
-    monkeypatch.setattr(beliefs, "SIMILARITIES", 40 * 3)
-    assert find_nearest(queries, pool).tolist() == whole.tolist()
+    whole = find_neighbours(queries, pool, 1).idx
+    monkeypatch.setattr(neighbours, "MOST_SIMILARITIES", 40 * 3)
+    assert find_neighbours(queries, pool, 1).idx.tolist() == whole.tolist()
 
 
 @pytest.mark.parametrize("target_norm", ["none", "layer"])
 @pytest.mark.parametrize("sampler", ["multiblock", "union"])
 def test_a_perfect_predictor_gets_its_own_patches_back(target_norm: str, sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictions equal to the targets, and the images themselves in the pool: the pictures are the images."""
-    scales = {"context_scale": (0.15, 0.2), "target_scale": (0.1, 0.15)} if sampler == "union" else {}
-    trained = make_trained(make_recipe(mask={"sampler": sampler, **scales}, method={"target_norm": target_norm}))
+    mask = {"sampler": sampler}
+    mask |= {"context_scale": (0.15, 0.2), "target_scale": (0.1, 0.15)} if sampler == "union" else {}
+    trained = make_trained(make_recipe(views__main__mask=mask, method__target_norm=target_norm))
     source = make_source()
     images = first_images(source, 4)
-    monkeypatch.setattr(IJEPA, "predict", lambda self, _, masks: self.encode_targets(beliefs._normalise(trained, images), masks))
+    monkeypatch.setattr(IJEPA, "predict", lambda self, _, masks: self.make_targets(beliefs._normalise(trained, images), masks))
     found = show_beliefs(trained, images, source, np.arange(12))
     assert np.array_equal(found.filled, found.images)
     others = show_beliefs(trained, images, source, np.arange(4, 12))  # only other images' patches are left
@@ -88,7 +86,7 @@ def test_a_perfect_predictor_gets_its_own_patches_back(target_norm: str, sampler
 @pytest.mark.parametrize("target_input", ["image", "patches"])
 def test_the_pool_holds_targets_and_the_pixels_they_are_of(target_input: str) -> None:
     norm = "none" if target_input == "patches" else "layer"
-    trained = make_trained(make_recipe(method={"target_input": target_input, "target_norm": norm}))
+    trained = make_trained(make_recipe(method__target_input=target_input, method__target_norm=norm))
     source = make_source()
     tokens, patches = encode_pool(trained, source, np.arange(12))
     assert len(tokens) == len(patches)
@@ -121,19 +119,16 @@ def test_filling_is_a_loop_over_patches() -> None:
     assert torch.equal(fill_patches(images, masks, patches, 4), expected)
 
 
-@pytest.mark.parametrize(("targets", "target_norm"), [("pixels", "none"), ("pixels", "layer"), ("pca", "none")])
-def test_a_predictor_of_pixels_that_is_right_draws_the_image(
-    targets: str, target_norm: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("targets", ["pixels", "normalised_pixels", "pca"])
+def test_a_predictor_of_pixels_that_is_right_draws_the_image(targets: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pixels themselves; for principal components, of which no pixels are made, the patches that have them."""
-    changes = {"name": "mae", "targets": targets, "target_norm": target_norm, "predict": "joint"}
     mask = {"sampler": "random", "context_scale": (0.25, 0.25), "target_scale": (0.75, 0.75)}
-    trained = make_trained(make_recipe(method=changes, mask=mask))
+    trained = make_trained(make_recipe("mae", views__main__mask=mask, method__targets=targets, method__predict="joint"))
     images = first_images(make_source(), 3)
     pixels = beliefs._normalise(trained, images)
-    monkeypatch.setattr(MAE, "predict", lambda self, _, masks: self.cut_targets(pixels, masks))
+    monkeypatch.setattr(MAE, "predict", lambda self, _, masks: self.make_targets(pixels, masks))
     found = show_beliefs(trained, images, make_source(), np.arange(12))
-    assert found.is_drawn == (targets == "pixels")
+    assert found.is_drawn == (targets != "pca")
     assert np.abs(found.filled.astype(int) - found.images).max() <= 1
     assert (found.context_mask ^ found.target_mask).all()
 

@@ -14,18 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openjepa.recipe.sections import Data, Mask, Model, Recipe
 from openjepa.report import tables, words
 from openjepa.report.page import build_report
 from openjepa.report.pictures import UNSEEN, Beliefs, Neighbours, Pictures
 from openjepa.runs.folder import RunFolder, write_json
+from tests.models import small_recipe
 
 VOID = {"meta", "link", "img", "br"}
 HOSTILE = "<script>alert('x')</script><img src=http://evil/x onerror=alert(1)>&amp;\"'\u202e${7*7}{{ 7*7 }}"
-SMALL = Recipe(
-    data=Data(image_size=28, channels=1, batch_size=64), model=Model(encoder="tiny", patch_size=4),
-    mask=Mask(sampler="union", num_contexts=2, context_scale=(0.2, 0.3), num_targets=2, target_scale=(0.1, 0.2)),
-)  # fmt: skip
+UNION = {"sampler": "union", "num_contexts": 2, "context_scale": (0.2, 0.3), "num_targets": 2, "target_scale": (0.1, 0.2)}
+SMALL = small_recipe(data__image_size=28, data__batch_size=64, views__main__mask=UNION)
 RUN: dict[str, Any] = {
     "name": "small", "data": "sample:train", "num_images": 10000, "recipe": SMALL.model_dump(mode="json"), "total_steps": 200,
     "measured_step_ms": 231.4, "mean": [0.286], "std": [0.353], "versions": {"torch": "2.15.0"},
@@ -361,16 +359,16 @@ def test_a_damaged_evaluation_is_named_and_the_others_are_shown(tmp_path: Path, 
 
 
 def test_a_damaged_verdict_and_a_foreign_recipe_are_said(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", recipe={"mask": {"shape": "round"}})
+    run = make_run(tmp_path / "run", recipe={"version": 3, "views": {"main": {"mask": {"shape": "round"}}}})
     run.verdict_json.write_text("{")
     page = Page(build_report(run))
     assert "verdict.json is damaged" in page.words("header")
-    assert "No masks can be drawn: run.json: unknown key mask.shape" in page.words()
+    assert "No masks can be drawn: run.json: unknown key views.main.mask.shape" in page.words()
     assert "shape: round" in page.words("pre")
 
 
 def test_masks_that_do_not_fit_are_said(tmp_path: Path) -> None:
-    recipe = SMALL.model_dump(mode="json") | {"mask": {"sampler": "triangles"}}
+    recipe = small_recipe(views__main__mask__sampler="triangles").model_dump(mode="json")
     assert "No masks can be drawn: " in Page(build_report(make_run(tmp_path / "run", recipe=recipe))).words()
 
 

@@ -18,10 +18,10 @@ from openjepa.data.sources import open_source
 from openjepa.data.views import evaluation_view
 from openjepa.engine.checkpoint import save_checkpoint
 from openjepa.nn.encoder import Encoder, VisionTransformer
-from openjepa.recipe.files import load_recipe
 from openjepa.report.pictures import Neighbours, Pictures
 from openjepa.runs.folder import RunFolder, write_json
 from openjepa.weights.load import load_encoder
+from tests.models import small_recipe
 
 SIZE, PATCH, SHAPE = (16, 16), 4, (48, 2, 4, 4.0)
 
@@ -38,9 +38,10 @@ def make_images(folder: Path, classes: str, count: int, seed: int) -> None:
 
 def make_run(folder: Path, data: str) -> Path:
     """A run folder with the checkpoint of a random encoder, and without a predictor, which saves time."""
-    recipe = load_recipe("demo").model_dump(mode="json")
-    recipe["data"] |= {"image_size": SIZE[0], "channels": 3}
-    recipe["model"] |= {"encoder": "tiny", "width": SHAPE[0], "depth": SHAPE[1], "heads": SHAPE[2], "patch_size": PATCH}
+    recipe = small_recipe(
+        data__image_size=SIZE[0], data__channels=3,
+        model__width=SHAPE[0], model__depth=SHAPE[1], model__heads=SHAPE[2], model__patch_size=PATCH,
+    ).model_dump(mode="json")  # fmt: skip
     torch.manual_seed(0)
     vit = VisionTransformer(SIZE, PATCH, 3, SHAPE)
     tensors = {f"method.context_encoder.{name}": 3 * value for name, value in vit.state_dict().items()}

@@ -3,7 +3,11 @@
 import pytest
 import torch
 
+from openjepa.data.sources import open_source
 from openjepa.engine.threads import choose_threads
+from openjepa.training import prepare
+from openjepa.training.build import StepTime
+from tests.models import small_recipe
 
 
 class Machine:
@@ -32,3 +36,23 @@ def test_one_core_needs_no_measurement():
     machine = Machine(1.0, 1.0)
     assert choose_threads(machine.step, 1, lambda: machine.now) == 1
     assert machine.steps == 0
+
+
+def test_a_run_is_planned_with_the_threads_that_it_trains_with(monkeypatch):
+    """On a busy machine a step takes many times as long on all threads: the plan would hold a few steps."""
+    seen = []
+
+    def measure(*_):
+        seen.append(torch.get_num_threads())
+        return StepTime(1.0, 0.0)
+
+    monkeypatch.setattr(prepare, "count_threads", lambda *_: 1)
+    monkeypatch.setattr(prepare, "measure_step", measure)
+    recipe = small_recipe(train__length="1minute")
+    torch.set_num_threads(2)
+    try:
+        facts = prepare.describe_run(recipe, open_source("sample:test", 1), None)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert seen == [1] and facts["threads"] == 1

@@ -1,5 +1,6 @@
 """The training step: accumulation, precision, checkpointing, and steps that are not finite."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -7,63 +8,48 @@ import torch
 from safetensors.torch import load_file
 
 from openjepa.commands.pretrain import pretrain
-from openjepa.data.loader import Batch
+from openjepa.data.batch import one_view
 from openjepa.engine.precision import pick_device
 from openjepa.engine.prefetch import Answer
 from openjepa.masks import sample_masks
-from openjepa.methods import IJEPA
+from openjepa.methods.ijepa import IJEPA
+from openjepa.methods.make import make_method
 from openjepa.nn.encoder import compile_layers
-from openjepa.recipe.files import build_recipe, load_recipe
+from openjepa.recipe.edit import with_changes
+from openjepa.recipe.files import load_recipe
 from openjepa.training import build
 from openjepa.training.build import make_schedules, make_trainer, plan_steps
 from openjepa.training.trainer import StepImages
+from tests.models import RATES, small_recipe
 
-VALUES = {
-    "data": {"image_size": 32, "channels": 1, "batch_size": 12},
-    "model": {
-        "width": 32,
-        "depth": 2,
-        "heads": 2,
-        "patch_size": 4,
-        "predictor_width": 16,
-        "predictor_depth": 2,
-        "predictor_heads": 2,
-    },
-    "mask": {
-        "sampler": "union",
-        "num_contexts": 3,
-        "context_scale": [0.05, 0.15],
-        "num_targets": 2,
-        "target_scale": [0.05, 0.15],
-    },
-}
+SCALES = {"context_scale": [0.05, 0.15], "target_scale": [0.05, 0.15]}
+MASK = {"sampler": "union", "num_contexts": 3, "num_targets": 2, **SCALES}
+RECIPE = small_recipe(data__batch_size=12, views__main__mask=MASK)
 
 
 def make(precision="fp32", **train):
-    values = VALUES | {"train": train} | {"optim": {"clip_grad_norm": 1.0, "warmup_epochs": 0}}
-    return make_trainer(build_recipe(values), [0.5], [0.25], 100, precision)
+    changes = {f"train.{key}": value for key, value in train.items()} | {"optim.clip_grad_norm": 1.0, "optim.warmup_frac": 0}
+    return make_trainer(with_changes(RECIPE, changes), [0.5], [0.25], 100, precision)
 
 
 def make_batch(step=0, seed=0):
     images = torch.randint(0, 256, (12, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed + step))
-    masks = sample_masks(build_recipe(VALUES).mask, (8, 8), 12, seed=seed, step=step)
-    return Batch(step, images, masks, torch.arange(12), [])
+    return one_view(images, sample_masks(RECIPE.mask, (8, 8), 12, seed=seed, step=step), step=step)
 
 
 def split(batch, count):
     """The micro-batches of a batch."""
-    total = batch.masks.target_lengths.sum()
+    images, masks = batch.views["main"].flat, batch.views["main"].masks
+    total = masks.target_lengths.sum()
     return [
-        Batch(batch.step, images, masks, image_idx, [], float(masks.target_lengths.sum() / total))
-        for images, masks, image_idx in zip(
-            batch.images.chunk(count), batch.masks.split(count), batch.image_idx.chunk(count), strict=True
-        )
+        replace(one_view(part, hidden, step=batch.step, share=float(hidden.target_lengths.sum() / total)), image_idx=image_idx)
+        for part, hidden, image_idx in zip(images.chunk(count), masks.split(count), batch.image_idx.chunk(count), strict=True)
     ]
 
 
 def gradients(trainer, *batches):
     """Metrics and gradients of a step's micro-batches."""
-    metrics = [trainer.accumulate_gradients(batch) for batch in batches]
+    metrics = [trainer.accumulate_gradients(batch, RATES) for batch in batches]
     total = {name: sum(batch.share * row[name] for batch, row in zip(batches, metrics, strict=True)) for name in metrics[0]}
     return total, [weight.grad.clone() for weight in trainer.weights]
 
@@ -128,7 +114,7 @@ def test_a_loss_that_is_not_finite_is_enough(monkeypatch, precision):
     """Smooth L1 of an infinite target has gradients of 1."""
     trainer = make(precision)
     before = [value.clone() for value in trainer.method.state_dict().values()]
-    monkeypatch.setattr(trainer.method, "encode_targets", lambda *given: IJEPA.encode_targets(trainer.method, *given) + torch.inf)
+    monkeypatch.setattr(trainer.method, "make_targets", lambda *given: IJEPA.make_targets(trainer.method, *given) + torch.inf)
     record = trainer.step([make_batch(0)])
     assert bool(torch.isfinite(record.grad_norm)) and not bool(torch.isfinite(record.metrics["loss"]))
     assert record.num_skipped == 1
@@ -248,8 +234,8 @@ def test_compiled_layers_are_the_plain_ones(monkeypatch):
         for step in range(2):
             batch = make_batch(step)
             (metrics, expected), (compiled_metrics, ours) = gradients(plain, batch), gradients(compiled, batch)
-            part = compiled.place(batch)
-            assert part.masks.context_idx.shape[1] % 16 == part.masks.target_idx.shape[2] % 16 == 0
+            masks = compiled.place(batch).views["main"].masks
+            assert masks.context_idx.shape[1] % 16 == masks.target_idx.shape[2] % 16 == 0
             torch.testing.assert_close(metrics["loss"], compiled_metrics["loss"], rtol=tolerance, atol=0)
             for first, second in zip(expected, ours, strict=True):
                 assert float((first - second).norm() / first.norm()) < tolerance
@@ -261,18 +247,18 @@ def test_a_run_goes_on_with_compiled_layers(monkeypatch, tmp_path):
     """Three steps and three compiled ones are six plain ones, to rounding."""
     monkeypatch.setattr(build, "compile_layers", partial(compile_layers, backend="aot_eager"))
 
-    def train(out, steps, **more):
-        values = {"checkpoint": {"every_steps": 3}, "health": {"num_images": 8}, "train": {"max_steps": steps, **more}}
-        values["train"] |= {"precision": "fp32", "device": "cpu"}
-        data = {"image_size": 32, "channels": 1, "batch_size": 12, "workers": 0, "normalization": "measured"}
-        optim = {"warmup_epochs": 0, "final_lr": 1e-3}  # a rate that does not know how many steps there are
-        recipe = build_recipe(VALUES | values | {"data": data, "optim": optim, "momentum": {"schedule": "fixed"}})
-        pretrain("sample:train", recipe, out, resume=out.exists(), accept_changes=True)
+    def train(out, steps, compiled=False):
+        changes = {
+            "train.length": f"{steps}steps", "train.compile": compiled, "train.precision": "fp32", "train.device": "cpu",
+            "checkpoint.every_steps": 3, "health.num_images": 8, "method.momentum.schedule": "fixed",
+            "optim.warmup_frac": 0, "optim.final_lr": 1e-3,  # a rate that does not know how many steps there are
+        }  # fmt: skip
+        pretrain("sample:train", RECIPE, out, changes=changes, resume=out.exists(), accept_changes=True)
         return load_file(sorted(out.glob("checkpoints/*.safetensors"))[-1])
 
     plain = train(tmp_path / "plain", 6)
     train(tmp_path / "compiled", 3)
-    compiled = train(tmp_path / "compiled", 6, compile=True)
+    compiled = train(tmp_path / "compiled", 6, compiled=True)
     assert compiled.keys() == plain.keys()
     for name, value in plain.items():
         torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-4, msg=name)
@@ -295,29 +281,31 @@ def test_the_loss_falls_on_one_batch():
 
 def test_schedules_of_a_shortened_run_keep_their_proportions():
     """The seed: 40 of 300 epochs are warm-up; of 150 steps that is 20. Rates scale with the batch: 64 / 256."""
-    recipe = load_recipe("brief_vit_base_16")
-    recipe = build_recipe(recipe.model_dump() | {"data": recipe.data.model_dump() | {"batch_size": 64}})
-    schedules = make_schedules(recipe, 150)
-    rates = [schedules.lr(step) for step in range(150)]
+    recipe = with_changes(load_recipe("brief_vit_base_16"), {"data.batch_size": 64})
+    with torch.device("meta"):
+        method = make_method(recipe)
+    schedules = make_schedules(recipe, method, 150)
+    rates = [schedules.at(step)["lr"] for step in range(150)]
     assert rates.index(max(rates)) == 19
     assert max(rates) == pytest.approx(1.5e-4 / 4)
-    assert schedules.momentum(0) == pytest.approx(0.996)
+    assert schedules.at(0)["momentum"] == pytest.approx(0.996)
 
 
 @pytest.mark.parametrize(
-    ("train", "step_s", "steps"),
+    ("length", "step_s", "steps"),
     [
-        ({"epochs": 3}, None, 300),
-        ({"epochs": 3, "max_steps": 1000}, None, 1000),
-        ({"epochs": 3, "max_steps": 10}, None, 10),
-        ({"epochs": 1000, "max_minutes": 1}, 0.5, 116),  # 60 s less 3 % kept back, at 0.5 s
-        ({"epochs": 3, "max_minutes": 60}, 0.5, 300),
-        ({"epochs": 3, "max_minutes": 0.001}, 5.0, 1),
+        ("3epochs", None, 300),
+        ("0.5 epochs", None, 50),
+        ("0.001epochs", None, 1),
+        ("1000steps", None, 1000),
+        ("10steps", None, 10),
+        ("1minute", 0.5, 116),  # 60 s less 3 % kept back, at 0.5 s
+        ("60minutes", 0.5, 6984),
+        ("0.001minutes", 5.0, 1),
     ],
 )
-def test_the_number_of_steps(train, step_s, steps):
-    recipe = build_recipe({"data": {"batch_size": 100}, "train": train})
-    assert plan_steps(recipe, 10_000, step_s) == steps
+def test_the_number_of_steps(length, step_s, steps):
+    assert plan_steps(small_recipe(data__batch_size=100, train__length=length), 10_000, step_s) == steps
 
 
 def test_devices_that_are_not_there_are_refused():

@@ -5,12 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openjepa.masks import sample_masks
-from openjepa.methods import IJEPA
 from openjepa.nn import encoder as encoder_module
 from openjepa.nn.encoder import initialise, make_layers
 from openjepa.nn.unpadded import run_unpadded
-from openjepa.recipe.sections import Mask, Method, Model
+from tests.models import call, draw_masks, small_method
 
 WIDTH = 24
 
@@ -18,7 +16,7 @@ WIDTH = 24
 def make(depth: int, seed: int = 0) -> torch.nn.Sequential:
     torch.manual_seed(seed)
     layers = make_layers(WIDTH, depth, 3, 4.0)
-    initialise(layers, layers)
+    initialise(layers)
     for weight in layers.parameters():
         weight.data += 0.2 * torch.randn_like(weight)  # no bias is 0, no norm is the identity
     return layers.double()
@@ -80,17 +78,15 @@ def test_a_cpu_leaves_padding_out_in_reduced_precision_alone(monkeypatch, predic
     """In bf16 the step agrees with the plain layers in bf16; in float32 the unpadded ones are never called."""
     calls = []
     monkeypatch.setattr(encoder_module, "run_unpadded", lambda *given, **named: calls.append(1) or run_unpadded(*given, **named))
-    model = Model(width=32, depth=2, heads=2, patch_size=4, predictor_width=16, predictor_depth=2, predictor_heads=2)
-    torch.manual_seed(0)
-    method = IJEPA((32, 32), 1, model, Mask(), Method(predict=predict))
-    images, masks = torch.randn(5, 1, 32, 32), sample_masks(Mask(), (8, 8), 5, seed=3, step=0)
-    exact = method(images, masks)[0].detach()
+    method = small_method(seed=0, method__predict=predict)
+    images, masks = torch.randn(5, 1, 32, 32), draw_masks(method, 5, seed=3)
+    exact = call(method, images, masks)[0].detach()
     assert not calls
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        unpadded = method(images, masks)[0].detach()
+        unpadded = call(method, images, masks)[0].detach()
         assert len(calls) == 3  # target encoder, context encoder, predictor
         monkeypatch.setattr(encoder_module.torch, "is_autocast_enabled", lambda _: False)
-        plain = method(images, masks)[0].detach()
+        plain = call(method, images, masks)[0].detach()
         assert len(calls) == 3
     assert float(unpadded) == pytest.approx(float(plain), rel=3e-3)
     assert float(unpadded) == pytest.approx(float(exact), rel=1e-2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import math
 from unittest.mock import Mock
 
@@ -16,17 +17,26 @@ from torchvision.transforms import CenterCrop, InterpolationMode, RandomResizedC
 from torchvision.transforms import functional as tv
 
 from openjepa.data import colour
-from openjepa.data.decode import Decoded, DecodeError, open_image
-from openjepa.data.views import draw_crop, evaluation_view, measure_normalization, training_view
-from openjepa.recipe.sections import Data
+from openjepa.data.decode import Decoded, DecodeError, Picture, open_image
+from openjepa.data.views import View, ViewPlan, cut, draw_crop, evaluation_view, measure_normalization, training_views
+from openjepa.recipe.views import ViewGroup
 from tests.messy_folder import draw_picture
 
+MINIMAL, MODERATE = ViewGroup(), ViewGroup(colour=0.8)
+STRONG = ViewGroup(colour=0.8, blur=0.5, solarize=0.2)
+NONE = ViewGroup(crop_scale=None, flip=0.0)
+EVERYTHING = ViewGroup(colour=1.0, jitter=(0.8, 0.8, 0.8, 0.2), grey=0.5, blur=0.5, solarize=0.5)
 ONE_HUE_STEP = 6  # a sixth of the 255 steps of the colour circle takes a channel from 0 to 255
 
 
 def picture(width: int, height: int, channels: int = 3, seed: int = 0) -> np.ndarray:
     image = np.asarray(draw_picture("discs", (width, height), np.random.default_rng(seed)))
     return image if channels == 3 else np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def training_view(image: Picture, size: tuple[int, int], group: ViewGroup, generator: np.random.Generator) -> View:
+    (view,) = training_views(image, [ViewPlan(group, size, generator)])
+    return view
 
 
 def to_tensor(view: np.ndarray) -> torch.Tensor:
@@ -42,7 +52,7 @@ def test_minimal_view_is_torchvisions_resized_crop(width, height, channels):
         top, left, crop_height, crop_width = draw_crop((height, width), (24, 24), (0.3, 1.0), np.random.default_rng(seed))
         expected = np.asarray(tv.resized_crop(shown, top, left, crop_height, crop_width, [24, 24], InterpolationMode.BILINEAR))
         for flip, turned in ((0.0, expected), (1.0, expected[:, ::-1])):
-            view = training_view(Decoded(image), (24, 24), Data(flip_probability=flip), np.random.default_rng(seed))
+            view = training_view(Decoded(image), (24, 24), ViewGroup(flip=flip), np.random.default_rng(seed))
             assert view.shape == (channels, 24, 24) and view.dtype == np.uint8
             assert (
                 abs(view.transpose(1, 2, 0).squeeze().astype(int) - turned).max() <= 1
@@ -86,25 +96,31 @@ sides = st.integers(1, 70)
 
 @settings(max_examples=200, deadline=None)
 @given(
-    sides, sides, sides, sides, st.integers(1, 5), st.sampled_from(["none", "minimal", "moderate", "strong"]), st.integers(0, 99)
+    sides,
+    sides,
+    sides,
+    sides,
+    st.integers(1, 5),
+    st.sampled_from([NONE, MINIMAL, MODERATE, STRONG, EVERYTHING]),
+    st.integers(0, 99),
 )
-def test_any_image_gives_a_view_of_any_size(height, width, view_height, view_width, channels, augmentation, seed):
+def test_any_image_gives_a_view_of_any_size(height, width, view_height, view_width, channels, group, seed):
     image = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
     view = training_view(
         Decoded(image),
         (view_height, view_width),
-        Data(augmentation=augmentation, crop_scale=(0.01, 1.0)),
+        group.model_copy(update={"crop_scale": group.crop_scale and (0.01, 1.0)}),
         np.random.default_rng(seed),
     )
     assert view.shape == (channels, view_height, view_width) and view.dtype == np.uint8 and view.flags.c_contiguous
-    if augmentation in ("none", "minimal"):
+    if group in (NONE, MINIMAL):
         assert image.min() <= view.min() <= view.max() <= image.max()
 
 
 def test_flip_rate():
     image = np.zeros((8, 8, 1), np.uint8)
     image[:, 4:] = 255
-    settings_ = Data(flip_probability=0.3, crop_scale=(1.0, 1.0))
+    settings_ = ViewGroup(flip=0.3, crop_scale=(1.0, 1.0))
     views = [training_view(Decoded(image), (8, 8), settings_, np.random.default_rng([1, i])) for i in range(2000)]
     flipped = np.mean([view[0, 0, 0] > 127 for view in views])
     assert abs(flipped - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 2000)
@@ -144,7 +160,7 @@ class Watched:
 def test_what_is_decoded_keeps_more_than_the_views_resolution(height, width, view_height, view_width, seed):
     image = Watched(Decoded(np.zeros((height, width, 1), np.uint8)))
     crop = draw_crop((height, width), (view_height, view_width), (0.3, 1.0), np.random.default_rng(seed))
-    training_view(image, (view_height, view_width), Data(), np.random.default_rng(seed))
+    training_view(image, (view_height, view_width), MINIMAL, np.random.default_rng(seed))
     (reduction,) = image.reductions
     room = min(crop[2] / view_height, crop[3] / view_width)
     assert reduction in (1, 2, 4, 8) and (reduction == 1 or room / reduction >= 1.5)
@@ -163,7 +179,7 @@ def test_views_of_reduced_jpegs_are_those_of_whole_ones(tmp_path, mode, channels
     for side in (64, 110):
         size = (side, side)
         for i in range(8):
-            views = [training_view(shown, size, Data(), np.random.default_rng(i)) for shown in (image, whole)]
+            views = [training_view(shown, size, MINIMAL, np.random.default_rng(i)) for shown in (image, whole)]
             pairs.append(views)
         pairs.append([evaluation_view(shown, size) for shown in (image, whole)])
     assert {2, 4} <= set(image.reductions)
@@ -174,17 +190,16 @@ def test_views_of_reduced_jpegs_are_those_of_whole_ones(tmp_path, mode, channels
         assert (error**2).mean() < 0.05 * (shifted**2).mean()
 
 
-def test_level_none_draws_nothing():
-    generator = np.random.default_rng(0)
-    view = training_view(Decoded(picture(50, 40)), (32, 32), Data(augmentation="none"), generator)
-    np.testing.assert_array_equal(view, evaluation_view(Decoded(picture(50, 40)), (32, 32)))
-    assert generator.random() == np.random.default_rng(0).random()
+def test_without_changes_a_view_is_the_evaluations():
+    for seed in range(20):
+        view = training_view(Decoded(picture(50, 40)), (32, 32), NONE, np.random.default_rng(seed))
+        np.testing.assert_array_equal(view, evaluation_view(Decoded(picture(50, 40)), (32, 32)))
 
 
-@pytest.mark.parametrize("augmentation", ["minimal", "moderate", "strong"])
-def test_views_are_functions_of_the_generator(augmentation):
-    image, level = picture(50, 40), Data(augmentation=augmentation)
-    views = [training_view(Decoded(image), (32, 32), level, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+@pytest.mark.parametrize("group", [MINIMAL, MODERATE, STRONG, EVERYTHING])
+def test_views_are_functions_of_the_generator(group):
+    image = picture(50, 40)
+    views = [training_view(Decoded(image), (32, 32), group, np.random.default_rng(seed)) for seed in (1, 1, 2)]
     np.testing.assert_array_equal(views[0], views[1])
     assert (views[0] != views[2]).mean() > 0.5
 
@@ -193,18 +208,88 @@ def test_levels_change_ever_more_views():
     """A crop of the whole, never mirrored, differs from the image only by colour: the rates follow from the probabilities."""
     image = picture(32, 32)
     rates = {}
-    for level in ("minimal", "moderate", "strong"):
-        settings_ = Data(augmentation=level, crop_scale=(1.0, 1.0), flip_probability=0)
-        views = [training_view(Decoded(image), (32, 32), settings_, np.random.default_rng([i, 7])) for i in range(400)]
-        plain = settings_.model_copy(update={"augmentation": "minimal"})
-        crops = [training_view(Decoded(image), (32, 32), plain, np.random.default_rng([i, 7])) for i in range(400)]
-        rates[level] = np.mean([not np.array_equal(view, crop) for view, crop in zip(views, crops, strict=True)])
+    whole = {"crop_scale": (1.0, 1.0), "flip": 0.0}
+    crop = training_view(Decoded(image), (32, 32), MINIMAL.model_copy(update=whole), np.random.default_rng(0))
+    groups = {"minimal": MINIMAL, "moderate": MODERATE, "strong": STRONG, "grey": ViewGroup(grey=0.2), "all": EVERYTHING}
+    for level, group in groups.items():
+        group = group.model_copy(update=whole)
+        views = [training_view(Decoded(image), (32, 32), group, np.random.default_rng([i, 7])) for i in range(400)]
+        rates[level] = np.mean([not np.array_equal(view, crop) for view in views])
     assert rates["minimal"] == 0
+    assert rates["all"] == 1
     assert abs(rates["moderate"] - 0.8) < 4 * math.sqrt(0.8 * 0.2 / 400)
+    assert abs(rates["grey"] - 0.2) < 4 * math.sqrt(0.8 * 0.2 / 400)
     unchanged = 0.2 * 0.5 * 0.8
     assert (
         abs(rates["strong"] - (1 - unchanged)) < 4 * math.sqrt(unchanged * (1 - unchanged) / 400) + 0.02
     )  # blur of 0.1 px is none
+
+
+def test_a_view_without_colour_is_torchvisions_grey():
+    image = picture(40, 30)
+    group = ViewGroup(crop_scale=None, flip=0.0, grey=1.0)
+    view = training_view(Decoded(image), (30, 40), group, np.random.default_rng(0))
+    np.testing.assert_array_equal(view[0], view[1])
+    np.testing.assert_array_equal(view[0], view[2])
+    expected = np.asarray(tv.rgb_to_grayscale(Image.fromarray(image))).astype(int)
+    assert abs(view[0].astype(int) - expected).max() <= 1  # they cut fractions off, we round
+    one_channel = training_view(Decoded(picture(40, 30, 1)), (30, 40), group, np.random.default_rng(0))
+    np.testing.assert_array_equal(one_channel, picture(40, 30, 1).transpose(2, 0, 1))
+
+
+def test_jitter_changes_by_up_to_its_strengths():
+    """One strength at a time, on an image of a single grey or hue, whose changes can be read off it."""
+
+    def draw(view, strengths, seed):
+        return colour.jitter_colour(view, strengths, np.random.default_rng(seed))
+
+    half = np.full((2, 2, 3), 100, np.uint8)
+    for strength in (0.8, 1.5):
+        factors = np.array([draw(half, (strength, 0.0, 0.0, 0.0), seed)[0, 0, 0] / 100 for seed in range(500)])
+        low, high = max(1 - strength, 0), 1 + strength
+        assert low - 0.01 <= factors.min() < low + 0.05 and high - 0.05 < factors.max() <= high + 0.01
+        assert stats.kstest(factors, "uniform", (low, high - low)).pvalue > 1e-3
+    for strengths in ((0.0, 0.8, 0.0, 0.0), (0.0, 0.0, 0.8, 0.0), (0.0, 0.0, 0.0, 0.5)):
+        assert abs(draw(half, strengths, 1).astype(int) - 100).max() <= 1  # one grey has no contrast, saturation or hue
+    red = np.zeros((1, 1, 3), np.uint8)
+    red[..., 0] = 255
+    for strength in (0.1, 0.3):
+        turns = [colorsys.rgb_to_hsv(*draw(red, (0.0, 0.0, 0.0, strength), seed)[0, 0] / 255)[0] for seed in range(200)]
+        turns = [turn - (turn > 0.5) for turn in turns]
+        assert -strength - 0.01 < min(turns) < -0.9 * strength and 0.9 * strength < max(turns) < strength + 0.01
+    plain = picture(20, 20)
+    np.testing.assert_array_equal(draw(plain, (0.0, 0.0, 0.0, 0.0), 3), colour.adjust_hue(plain, 0.0))
+
+
+def test_views_of_an_image_are_each_their_own_generators():
+    """One decoding serves all, as finely as the finest needs; a view is what it is alone, but for that."""
+    image = Watched(Decoded(picture(300, 200)))
+    plans = [
+        lambda: ViewPlan(MINIMAL, (128, 128), np.random.default_rng(1)),
+        lambda: ViewPlan(STRONG, (128, 128), np.random.default_rng(2)),
+        lambda: ViewPlan(NONE, (32, 48), np.random.default_rng(3)),
+        lambda: ViewPlan(ViewGroup(crop_scale=(0.05, 0.1)), (24, 24), np.random.default_rng(4)),
+    ]
+    views = training_views(image, [make() for make in plans])
+    assert image.reductions == [1]
+    assert [view.shape for view in views] == [(3, 128, 128), (3, 128, 128), (3, 32, 48), (3, 24, 24)]
+    for made, make in zip(views, plans, strict=True):
+        whole = ViewPlan(MINIMAL, (300, 300), np.random.default_rng(9))  # beside which the image is decoded as finely
+        np.testing.assert_array_equal(made, training_views(Decoded(picture(300, 200)), [make(), whole])[0])
+    coarse = Watched(Decoded(np.zeros((900, 900, 1), np.uint8)))
+    training_views(coarse, [ViewPlan(NONE, (side, side), np.random.default_rng(0)) for side in (60, 200)])
+    assert coarse.reductions == [2]
+
+
+@pytest.mark.parametrize("box", [(0, 0, 30, 40), (3, 5, 20, 10), (2.5, 1.25, 10.5, 20.0), (29, 39, 1, 1)])
+def test_a_cut_box_is_pillows_of_what_is_inside(box):
+    image = picture(40, 30, 3)
+    top, left, height, width = box
+    corner = math.floor(left), math.floor(top)
+    alone = Image.fromarray(image).crop((*corner, math.ceil(left + width), math.ceil(top + height)))
+    edges = (left - corner[0], top - corner[1], left - corner[0] + width, top - corner[1] + height)
+    expected = alone.resize((12, 16), Image.Resampling.BILINEAR, edges)
+    assert abs(cut(image, box, (16, 12)).astype(int) - np.asarray(expected).astype(int)).max() <= 1
 
 
 @pytest.mark.parametrize("factor", [0.6, 0.9, 1.0, 1.4])
@@ -251,7 +336,7 @@ def test_solarize_and_blur():
 def test_grey_views_keep_one_grey():
     image = np.repeat(picture(30, 30, 1), 2, axis=2)
     for seed in range(10):
-        view = training_view(Decoded(image), (20, 20), Data(augmentation="strong"), np.random.default_rng(seed))
+        view = training_view(Decoded(image), (20, 20), STRONG, np.random.default_rng(seed))
         np.testing.assert_array_equal(view[0], view[1])
 
 

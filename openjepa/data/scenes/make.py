@@ -11,13 +11,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from openjepa.data.scenes.scene import CLASSES, SPLITS, Scene, render_scene
+from openjepa.runs.atomic import whole
 from openjepa.runs.folder import write_json
 from openjepa.runs.version import __version__
 
@@ -58,7 +56,9 @@ def make_scenes(out: Path, *, train: int, test: int, size: int, seed: int, proce
     """
     _check(out, {"train": train, "test": test}, size, seed)
     counts = dict(zip(SPLITS, (train, test), strict=True))
-    with _whole_or_not_at_all(out) as folder:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with whole(out) as folder:
+        folder.mkdir()
         chunks = [
             Chunk(folder / split, split, first, min(first + CHUNK, count), size, seed)
             for split, count in counts.items()
@@ -196,20 +196,6 @@ def _describe(counts: dict[str, int], size: int, seed: int) -> Row:
         "seed": seed,
         "classes": CLASSES,
     }
-
-
-@contextmanager
-def _whole_or_not_at_all(out: Path) -> Iterator[Path]:
-    """A temporary folder beside OUT, renamed at the end, or removed after an error."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _count_cores() -> int:

@@ -1,0 +1,43 @@
+"""Small methods, and batches of one view, for tests that ask a method something."""
+
+from __future__ import annotations
+
+import torch
+
+from openjepa.data.batch import one_view
+from openjepa.masks import Masks, sample_masks
+from openjepa.methods.make import make_method
+from openjepa.recipe.check import build_recipe
+from openjepa.recipe.edit import nest
+from openjepa.recipe.sections import Recipe
+
+SMALL = {
+    "data.image_size": 32, "data.channels": 1, "data.batch_size": 8, "data.workers": 0, "data.normalization": "measured",
+    "model.width": 32, "model.depth": 2, "model.heads": 2, "model.patch_size": 4,
+}  # fmt: skip
+SMALL_PREDICTOR = {"method.predictor.width": 16, "method.predictor.depth": 2, "method.predictor.heads": 2}
+RATES = {"momentum": 0.99}
+
+
+def small_recipe(method: str = "ijepa", **changes: object) -> Recipe:
+    """A recipe of a method with a small encoder; changes by dotted key, written with __ for a dot: optim__lr=1e-3."""
+    values = SMALL | {"method.name": method} | (SMALL_PREDICTOR if method in ("ijepa", "mae") else {})
+    return build_recipe(nest(values | {key.replace("__", "."): value for key, value in changes.items()}))
+
+
+def small_method(method: str = "ijepa", seed: int | None = None, **changes: object):
+    """The small recipe's method with fresh weights, from torch's generator, or from a seed."""
+    if seed is not None:
+        torch.manual_seed(seed)
+    return make_method(small_recipe(method, **changes), num_classes=5)
+
+
+def draw_masks(method, num_images: int, seed: int = 0, step: int = 0, mask=None) -> Masks:
+    """Masks for a method's grid, by the settings given, or the paper's."""
+    settings = mask or small_recipe().views["main"].mask
+    return sample_masks(settings, method.context_encoder.grid, num_images, seed=seed, step=step)
+
+
+def call(method, images: torch.Tensor, masks: Masks | None = None, labels: torch.Tensor | None = None):
+    """(loss, metrics) of normalised images with one view each."""
+    return method(one_view(images, masks, labels), RATES)
