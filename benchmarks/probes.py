@@ -22,6 +22,7 @@ from rich.console import Console
 
 from openjepa.commands.evaluate import evaluate_many
 from openjepa.commands.pretrain import pretrain
+from openjepa.evals.encoders import Candidate
 from openjepa.recipe.edit import with_changes
 from openjepa.recipe.files import load_recipe
 from openjepa.runs.folder import RunFolder, read_json, write_json
@@ -32,11 +33,12 @@ RECIPES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "sample": {"features": ("demo", {}), "MAE": ("mae_demo", {})},
     "scenes": {"features": ("small_1k", IJEPA), "MAE with VICReg": ("small_1k", {})},
 }
+Job = tuple[str, str, dict[str, Any], int, str, str, Path, list[Candidate]]
 
 
-def measure(job: tuple[str, str, dict[str, Any], int, str, str, Path]) -> dict[str, dict[str, float]]:
-    """Train one run, or go on with it, and probe it, its untrained encoder and raw pixels: {encoder: {column: per cent}}."""
-    name, recipe_name, changes, seed, train, test, folder = job
+def measure(job: Job) -> dict[str, dict[str, float]]:
+    """Train one run, or go on with it, and probe the encoders that are asked for: {encoder: {column: per cent}}."""
+    name, recipe_name, changes, seed, train, test, folder, encoders = job
     torch.set_num_threads(1)
     done = folder / "probes.json"
     if done.is_file():
@@ -45,7 +47,7 @@ def measure(job: tuple[str, str, dict[str, Any], int, str, str, Path]) -> dict[s
     recipe = with_changes(load_recipe(recipe_name), changes | {"train.seed": seed}, name)
     pretrain(train, recipe, folder, resume=RunFolder(folder).exists(), console=Console(quiet=True))
     rows: dict[str, dict[str, float]] = {}
-    for record in evaluate_many(folder, ["context", "random", "pixels"], list(TASKS), train, test, keep_features=False):
+    for record in evaluate_many(folder, encoders, list(TASKS), train, test, keep_features=False):
         column = TASKS[record["task"], record["layers"]]
         rows.setdefault(record["encoder"], {})[column] = 100 * record[record["main"]]
     write_json(done, rows)
@@ -76,22 +78,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1)
     asked = parser.parse_args()
-    jobs = [
-        (name, recipe, changes | {"train.length": f"{asked.steps}steps"}, seed, asked.data, asked.test,
-         asked.out / f"{name.replace(' ', '-')}-{seed}")
-        for seed in range(asked.seeds)
-        for name, (recipe, changes) in RECIPES[asked.images].items()
-    ]  # fmt: skip
+    jobs: list[Job] = []
+    for seed in range(asked.seeds):
+        for place, (name, (recipe, changes)) in enumerate(RECIPES[asked.images].items()):
+            encoders: list[Candidate] = ["context"]
+            if place == 0:  # all recipes of a seed start from the same encoder, and pixels know no seed
+                encoders += ["random"] if seed else ["random", "pixels"]
+            folder = asked.out / f"{name.replace(' ', '-')}-{seed}"
+            length = {"train.length": f"{asked.steps}steps"}
+            jobs.append((name, recipe, changes | length, seed, asked.data, asked.test, folder, encoders))
     asked.out.mkdir(parents=True, exist_ok=True)
     outcomes: dict[str, list[dict[str, float]]] = {}
     with ProcessPoolExecutor(asked.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         for job, rows in zip(jobs, pool.map(measure, jobs), strict=True):
             outcomes.setdefault(job[0], []).append(rows["context"])
-            first = next(iter(RECIPES[asked.images]))
-            if job[0] == first:
-                outcomes.setdefault("untrained", []).append(rows["random"])
-            if job[0] == first and job[3] == 0:
-                outcomes["raw pixels"] = [rows["pixels"]]
+            for encoder, words in (("random", "untrained"), ("pixels", "raw pixels")):
+                if encoder in rows:
+                    outcomes.setdefault(words, []).append(rows[encoder])
     print(tabulate(outcomes))
 
 

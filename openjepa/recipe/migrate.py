@@ -63,6 +63,13 @@ def _section(values: Values, name: str) -> dict[Any, Any]:
     return dict(found) if isinstance(found, dict) else {}
 
 
+def _under(old: Any, today: Any) -> Any:
+    """Values of an old key under those that stand at its place in today's words already, which win."""
+    if today is None or not isinstance(old, dict) or not isinstance(today, dict):
+        return old if today is None else today
+    return old | {key: _under(old.get(key), value) for key, value in today.items()}
+
+
 def _put(new: Values, name: str, section: Values) -> None:
     """Set a section, unless something that is none stands in its place."""
     if isinstance(new.get(name, {}), dict):
@@ -117,13 +124,13 @@ def _move_method(old: Values, new: Values, base: Values) -> None:
         if norm is not None:
             method["target_norm"] = "layer" if norm == "batch" else norm
         if "momentum" in new:
-            method["momentum"] = new.pop("momentum")
+            method["momentum"] = _under(new.pop("momentum"), method.get("momentum"))
     method.pop("target_layers", None)
     _move_regularizer(method, _section(_section(base, "method"), "regularizer"))
     model = _section(old, "model")
     model.pop("residual_rescale", None)
     if predictor := {key.removeprefix("predictor_"): model.pop(key) for key in list(model) if key.startswith("predictor_")}:
-        method["predictor"] = predictor
+        method["predictor"] = _under(predictor, method.get("predictor"))
     _put(new, "method", method)
     _put(new, "model", model)
 
@@ -159,8 +166,8 @@ def _move_views(old: Values, new: Values, base: Values) -> None:
     if "mask" in new:
         main["mask"] = new.pop("mask")
     _put(new, "data", data)
-    if main and isinstance(views.get("main", {}), dict):
-        _put(new, "views", views | {"main": main | views.get("main", {})})
+    if main:
+        _put(new, "views", views | {"main": _under(main, views.get("main"))})
 
 
 def _move_length(old: Values, new: Values, base: Values) -> None:
@@ -168,7 +175,7 @@ def _move_length(old: Values, new: Values, base: Values) -> None:
     train, optim = _section(old, "train"), _section(old, "optim")
     epochs, steps, minutes = (train.pop(key, None) for key in ("epochs", "max_steps", "max_minutes"))
     for amount, unit in ((minutes, "minutes"), (steps, "steps"), (epochs, "epochs")):
-        if amount is not None:
+        if amount is not None and "length" not in train:
             train["length"] = f"{amount:.12g}{unit}" if _is_number(amount) else f"{amount} {unit}"
             break
     warmup = optim.get("warmup_epochs")

@@ -743,6 +743,17 @@ def test_what_version_0_1_accepted_still_loads() -> None:
         ("train: {max_minutes: null, max_steps: 300}", {"train.length": "300steps"}),
         ("train: {epochs: 20, max_minutes: null}", {"train.length": "20epochs"}),
         ("train: {epochs: 20}\noptim: {warmup_epochs: 5}", {"train.length": "20epochs", "optim.warmup_frac": 0.25}),
+        # Beside today's words, which win where both say something.
+        (
+            "mask: {num_targets: 3}\nviews: {main: {mask: {num_contexts: 2}}}",
+            {"views.main.mask.num_targets": 3, "views.main.mask.num_contexts": 2},
+        ),
+        ("momentum: {start: 0.9}\nmethod: {momentum: {end: 0.95}}", {"method.momentum.start": 0.9, "method.momentum.end": 0.95}),
+        (
+            "model: {predictor_depth: 1}\nmethod: {predictor: {width: 24}}",
+            {"method.predictor.depth": 1, "method.predictor.width": 24},
+        ),
+        ("train: {epochs: 10, length: 5steps}", {"train.length": "5steps"}),
         ("data: {augmentation: none}", {}),
         ("data: {augmentation: minimal}", {"views.main.crop_scale": [0.3, 1.0], "views.main.flip": 0.5}),
         (
