@@ -30,3 +30,8 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} is missing; OPENJEPA_SHARED can name another place")
     return SHARED
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: a worker that came to one last would leave the other with nothing to do."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -109,6 +109,7 @@ def test_kills_change_nothing(data: Path, unbroken: Path, tmp_path: Path):
     assert_same(run, unbroken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["mae", "simclr", "supervised"])
 def test_other_methods_resume_bit_equal_and_go_through_every_command(tmp_path: Path, method: str):
     """Their recipes, made small, on labelled images; killed once, the report then shows what the method has."""

@@ -120,6 +120,7 @@ def test_the_verb_and_the_file_agree_on_images_that_allow_nothing(data: Path, tm
     assert replay_verdicts(run)[-1].endswith(f"{verdict['label']}: {verdict['reason']} {verdict['advice']}")
 
 
+@pytest.mark.slow
 def test_a_probe_added_later_compares_with_the_untrained_encoder(tmp_path: Path):
     """Version 0.1 took the trained encoder of the resume for the untrained one."""
     flags = [*FLAGS, "--data.image-size", "28", "--health.probe-every-steps", "30", "--optim.warmup-frac", "0"]

@@ -41,6 +41,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_a_table_runs_every_row_and_seed_once(scenes: Path, tiny: Path, tmp_path: Path) -> None:
     arguments = ["ablate", "masking", "--data", str(scenes / "train"), "--recipe", str(tiny), "--out", str(tmp_path / "out")]
     arguments += ["--steps", str(STEPS), "--seeds", str(SEEDS), "--jobs", "2"]

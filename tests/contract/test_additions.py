@@ -109,6 +109,7 @@ def test_a_mask_of_its_own_is_drawn(copy: Path) -> None:
     assert (copy / "masks.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_method_of_its_own_trains_resumes_and_is_reported(copy: Path) -> None:
     """Its section's key acts, another method's is unknown, and the run goes through every command that a run goes through."""
     base = ("pretrain", "sample:train", "--recipe", "demo", "method.name=brightness", "train.length=6steps", "data.batch_size=16")

@@ -23,6 +23,7 @@ def make(**changes) -> Recipe:
     return small_recipe(**SHAPE | changes)
 
 
+@pytest.mark.slow
 def test_two_small_batches_tell_a_large_one():
     """In a process of its own, whose memory is all from here."""
     program = (
