@@ -6,6 +6,8 @@ views and no mask. A group of its own `size` (the small crops of DINO) costs a l
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from openjepa.recipe.base import NotNegative, Probability, Range, Section, check_range
@@ -26,8 +28,8 @@ class Mask(Section):
     """Area of a target rectangle as a share of the patches, smallest and largest."""
     target_aspect: Range = (0.75, 1.5)
     """Width / height of a target rectangle, smallest and largest."""
-    fidelity: str = Field(default="unbiased", pattern="^(unbiased|released)$")
-    """unbiased, or released: the reference release's biased multiblock draws, to test parity."""
+    fidelity: Literal["unbiased", "released"] = "unbiased"
+    """released: the reference release's biased multiblock draws, to test parity."""
 
     @model_validator(mode="after")
     def _has_ranges(self) -> Mask:

@@ -1,4 +1,4 @@
-"""A new mask, method, task and source are a file and a row each: toys are added to a copy of the package and used there."""
+"""A new mask, task and source are a file and a row each, a method a file and its section with a row: toys in a copy."""
 
 from __future__ import annotations
 
