@@ -26,8 +26,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from openjepa.commands.pretrain import pretrain
 from openjepa.data.batch import MAIN
-from openjepa.data.loader import stream_items
 from openjepa.data.sources import ArraySource, open_source
+from openjepa.data.workers import stream_items
 from openjepa.engine.precision import choose_precision, measure_peak, measure_rate, pick_device
 from openjepa.engine.prefetch import wait_for
 from openjepa.evals.probe import Probe

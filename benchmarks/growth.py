@@ -30,7 +30,7 @@ from openjepa.engine.precision import choose_precision
 from openjepa.masks import sample_masks
 from openjepa.methods.make import make_method
 from openjepa.methods.masked import MaskedMethod
-from openjepa.nn.encoder import make_layers, run_layers
+from openjepa.nn.vit import make_layers, run_layers
 from openjepa.recipe.check import build_recipe
 from openjepa.recipe.files import load_recipe
 from openjepa.runs.environment import describe_machine

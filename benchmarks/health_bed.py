@@ -46,7 +46,8 @@ from openjepa.evals.linear import score_linear
 from openjepa.masks import Masks
 from openjepa.methods import ijepa
 from openjepa.methods.ijepa import IJEPA
-from openjepa.nn.encoder import Encoder, gather_tokens
+from openjepa.nn.encoder import Encoder
+from openjepa.nn.vit import gather_tokens
 from openjepa.recipe.check import build_recipe
 from openjepa.recipe.edit import nest, with_changes
 from openjepa.recipe.sections import Recipe

@@ -23,7 +23,8 @@ from openjepa.data.sources import ImageSource, open_source
 from openjepa.evals.features import ImageEncoder, RawPixels, extract_features
 from openjepa.evals.knn import score_knn
 from openjepa.evals.linear import score_linear
-from openjepa.nn.encoder import Encoder, VisionTransformer
+from openjepa.nn.encoder import Encoder
+from openjepa.nn.vit import VisionTransformer
 
 PATCH_SIZE, WIDTH, DEPTH, HEADS = 8, 192, 4, 3  # as --recipe auto has them
 PROBES = {"knn": score_knn, "linear": score_linear}

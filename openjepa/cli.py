@@ -395,7 +395,7 @@ def main(argv: list[str] | None = None) -> None:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):  # which PyTorch raises wherever the program is just then
             raise
-        from openjepa.data.loader import WORKER_DIED
+        from openjepa.data.workers import WORKER_DIED
 
         _fail(WORKER_DIED)
     except KeyboardInterrupt:

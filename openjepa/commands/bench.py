@@ -8,8 +8,8 @@ from itertools import islice
 
 import torch
 
+from openjepa.data.normalization import find_normalization
 from openjepa.data.sources import ImageSource, open_source
-from openjepa.data.views import find_normalization
 from openjepa.engine.precision import choose_precision, measure_peak, pick_device
 from openjepa.engine.threads import use_threads
 from openjepa.methods.make import make_method

@@ -8,8 +8,8 @@ import torch
 
 from openjepa.data.inspect import check_number, describe_data, find_problems
 from openjepa.data.loader import evaluation_batches
+from openjepa.data.normalization import find_normalization
 from openjepa.data.sources import open_source, spread
-from openjepa.data.views import find_normalization
 from openjepa.engine.precision import pick_device
 from openjepa.engine.threads import use_threads
 from openjepa.masks import measure_coverage

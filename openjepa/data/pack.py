@@ -26,11 +26,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from openjepa.data.decode import DecodeError, Picture, Pixels
-from openjepa.data.loader import stream_items
 from openjepa.data.skipped import one_line
 from openjepa.data.sources import ImageSource, spread
 from openjepa.data.sources.packed import METADATA_KEY, PIXELS, SKIPPED, TABLE, VERSION
 from openjepa.data.views import cut, decode_for
+from openjepa.data.workers import stream_items
 
 PART_IMAGES = 16  # that a worker hands over at once
 MEASURED_IMAGES = 200  # whose sizes say how much room will be needed

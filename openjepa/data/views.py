@@ -19,24 +19,15 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from openjepa.data.colour import blur, jitter_colour, remove_colour, solarize
-from openjepa.data.decode import DecodeError, Picture, Pixels
-from openjepa.data.sources import ImageSource
-from openjepa.recipe.sections import Data
+from openjepa.data.decode import Picture, Pixels
 from openjepa.recipe.views import ViewGroup
 
 View = UInt8[np.ndarray, "channels view_height view_width"]
 Box = tuple[int | float, int | float, int | float, int | float]  # top, left, height and width in pixels
 ResizedPixels = UInt8[np.ndarray, "view_height view_width channels"]
 
-# Of ImageNet's training images, red, green and blue, in [0, 1] units; torchvision's documented values.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 CROP_ASPECT = (3 / 4, 4 / 3)  # width / height before squashing; arXiv 1409.4842
 CROP_TRIES = 10  # torchvision's
-NORMALIZATION_IMAGES = 2000  # enough for a mean to two digits
-LOWEST_STD = 1 / 255  # one grey level: constant images have a standard deviation of 0, and pixels are divided by it
-MEASURED_SIDE_PX = 512
 REDUCTIONS = (8, 4, 2)  # that a JPEG decodes to at less cost
 OVERSAMPLING = 1.5  # docs/performance.md compares others: from here on the difference is below that of JPEG itself
 
@@ -157,40 +148,6 @@ def draw_crop(
     height = max(1, min(image_height, round(image_width / lowest)))
     width = max(1, min(image_width, round(image_height * highest)))
     return (image_height - height) // 2, (image_width - width) // 2, height, width
-
-
-def find_normalization(settings: Data, source: ImageSource) -> tuple[list[float], list[float]]:
-    """Channel mean and standard deviation of images in [0, 1]: ImageNet's, or measured on the source."""
-    if settings.normalization == "measured":
-        return measure_normalization(source, NORMALIZATION_IMAGES)
-    if settings.channels == 3:
-        return list(IMAGENET_MEAN), list(IMAGENET_STD)
-    if settings.channels == 1:
-        return [sum(IMAGENET_MEAN) / 3], [sum(IMAGENET_STD) / 3]
-    raise ValueError(f"data.normalization imagenet has no statistics for {settings.channels} channels; use measured")
-
-
-def measure_normalization(source: ImageSource, num_images: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel in [0, 1] units, over images spread evenly through the source.
-
-    Every image weighs the same, whatever its size; of large ones only every so many-th pixel is looked at. The standard
-    deviation is at least LOWEST_STD. Unreadable images are left out; DecodeError if there is no other.
-    """
-    means, squares = [], []
-    for index in np.linspace(0, len(source) - 1, min(num_images, len(source))).round().astype(int):
-        try:
-            image = source.load(int(index))
-        except DecodeError:
-            continue  # training lists it in skipped.txt when it comes to it
-        stride = max(1, min(image.shape[:2]) // MEASURED_SIDE_PX)
-        pixels = image[::stride, ::stride].reshape(-1, image.shape[2]) / 255.0
-        means.append(pixels.mean(axis=0))
-        squares.append((pixels**2).mean(axis=0))
-    if not means:
-        raise DecodeError(source.spec, f"none of {min(num_images, len(source))} images can be read")
-    mean = np.mean(means, axis=0)
-    std = np.sqrt(np.maximum(np.mean(squares, axis=0) - mean**2, LOWEST_STD**2))
-    return mean.tolist(), std.tolist()
 
 
 def _resize(image: Pixels, box: Box, size: tuple[int, int]) -> ResizedPixels:

@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from openjepa.data.inspect import look_at
+from openjepa.data.normalization import find_normalization
 from openjepa.data.sources import open_source
-from openjepa.data.views import find_normalization
 from openjepa.engine.checkpoint import digest, load_checkpoint
 from openjepa.engine.precision import pick_device
 from openjepa.evals.features import ImageEncoder, RawPixels

@@ -28,7 +28,8 @@ from openjepa.data.fingerprint import stamp
 from openjepa.data.loader import evaluation_batches
 from openjepa.data.sources import ImageSource
 from openjepa.engine.precision import Precision, autocast
-from openjepa.nn.encoder import Encoder, EncoderOutput, patchify, require_images
+from openjepa.nn.encoder import Encoder, EncoderOutput, require_images
+from openjepa.nn.vit import patchify
 from openjepa.runs.atomic import write_atomic
 
 Floats = npt.NDArray[np.float32]

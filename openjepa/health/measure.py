@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from openjepa.data.loader import evaluation_batches
 from openjepa.data.sources import ImageSource, spread
-from openjepa.nn.encoder import Encoder, VisionTransformer
+from openjepa.nn.encoder import Encoder
+from openjepa.nn.vit import VisionTransformer
 
 
 def effective_rank(features: Float[Tensor, "samples dim"]) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from openjepa.data.batch import Batch
 from openjepa.engine.optim import WeightGroup
-from openjepa.nn.encoder import VisionTransformer
+from openjepa.nn.vit import VisionTransformer
 from openjepa.recipe.methods import MethodSection
 
 Metrics = dict[str, Tensor]

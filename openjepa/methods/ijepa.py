@@ -24,7 +24,7 @@ from openjepa.methods.contract import Rates, Schedule
 from openjepa.methods.masked import MaskedMethod
 from openjepa.methods.regularizers import mean_tokens
 from openjepa.nn.ema import update_target
-from openjepa.nn.encoder import VisionTransformer, gather_tokens
+from openjepa.nn.vit import VisionTransformer, gather_tokens
 from openjepa.recipe import methods
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from openjepa.masks import Masks
 from openjepa.methods.masked import MaskedMethod
 from openjepa.methods.targets import PixelTargets
-from openjepa.nn.encoder import VisionTransformer
+from openjepa.nn.vit import VisionTransformer
 from openjepa.recipe import methods
 
 

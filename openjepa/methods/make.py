@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from openjepa.methods import Method
-from openjepa.nn.encoder import VisionTransformer
+from openjepa.nn.vit import VisionTransformer
 from openjepa.recipe.sections import Recipe
 
 

@@ -19,8 +19,8 @@ from openjepa.engine.precision import full_precision
 from openjepa.masks import Masks
 from openjepa.methods.contract import Method, Metrics, Rates
 from openjepa.methods.regularizers import regularize
-from openjepa.nn.encoder import VisionTransformer
 from openjepa.nn.predictor import Predictor
+from openjepa.nn.vit import VisionTransformer
 from openjepa.recipe import methods
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from openjepa.data.batch import MAIN, Batch
 from openjepa.engine.precision import full_precision
 from openjepa.methods.contract import Method, Metrics, Rates
-from openjepa.nn.encoder import VisionTransformer, initialise
+from openjepa.nn.vit import VisionTransformer, initialise
 from openjepa.recipe import methods
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from openjepa.engine.precision import full_precision
-from openjepa.nn.encoder import gather_tokens, patchify
+from openjepa.nn.vit import gather_tokens, patchify
 from openjepa.recipe import methods
 
 COMPONENTS_FRAC = 0.25  # of a patch's pixels; of Fashion-MNIST's 4 x 4 patches four components hold 92 % of the variance

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from openjepa.nn.encoder import gather_tokens, initialise, make_layers, run_layers
 from openjepa.nn.positions import sine_cosine_positions
 from openjepa.nn.recompute import Checkpointing
+from openjepa.nn.vit import gather_tokens, initialise, make_layers, run_layers
 
 
 class Predictor(nn.Module):

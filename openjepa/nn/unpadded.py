@@ -1,6 +1,6 @@
 """Transformer layers on the real tokens of padded sequences alone: the way of a CPU in reduced precision.
 
-It computes what timm's layers compute (run_layers in encoder.py), in fewer operations: linear maps, norms and MLPs see the
+It computes what timm's layers compute (run_layers in vit.py), in fewer operations: linear maps, norms and MLPs see the
 real tokens of all sequences as the rows of one matrix (as in packing: Krell et al. 2021, arXiv 2107.02027), attention alone sees
 padded sequences, and the last layer answers only for the places that are asked for. Attention is explicit, product, softmax,
 product, because the fused CPU kernel's backward pass is slower at these lengths (benchmarks/attention.py). In float32 the

@@ -79,12 +79,12 @@ def flatten(values: Values, prefix: str = "") -> Values:
     return flat
 
 
-def list_groups(values: Values, prefix: str = "") -> set[str]:
+def list_sections(values: Values, prefix: str = "") -> set[str]:
     """The dotted keys of the groups that are there, as method.momentum; one that is off is not."""
     found: set[str] = set()
     for key, value in values.items():
         if isinstance(value, dict):
-            found |= {prefix + key} | list_groups(value, f"{prefix}{key}.")
+            found |= {prefix + key} | list_sections(value, f"{prefix}{key}.")
     return found
 
 

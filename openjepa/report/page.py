@@ -17,7 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from openjepa.recipe.check import build_recipe
-from openjepa.recipe.edit import list_groups
+from openjepa.recipe.edit import list_sections
 from openjepa.recipe.sections import Recipe
 from openjepa.report import figures, pictures, tables, words
 from openjepa.report.masks import MaskSheet, draw_sheet
@@ -155,7 +155,7 @@ def _draw_curves(
     training = ([loss] if loss else []) + figures.draw_plans(figures.TRAINING_PLANS, train_rows, thresholds)
     health = figures.draw_plans(figures.HEALTH_PLANS, health_rows, thresholds) + probe
     schedules = figures.draw_plans(figures.SCHEDULE_PLANS, train_rows, {})
-    has = set() if recipe is None else list_groups(recipe.model_dump())
+    has = set() if recipe is None else list_sections(recipe.model_dump())
     expected = [plan for plan in figures.HEALTH_PLANS if recipe is None or not plan.needs or plan.needs in has]
     missing = figures.name_unmeasured(expected, health_rows) if health_rows else []
     nothing = "" if loss else "No logged step has a finite loss." if train_rows else "No training step has been logged yet."

@@ -22,7 +22,8 @@ from openjepa.masks import Masks, sample_masks
 from openjepa.methods.ijepa import IJEPA
 from openjepa.methods.mae import MAE
 from openjepa.methods.masked import MaskedMethod
-from openjepa.nn.encoder import gather_tokens, normalise, patchify
+from openjepa.nn.encoder import normalise
+from openjepa.nn.vit import gather_tokens, patchify
 from openjepa.report.pictures import Beliefs, Flags, Pixels
 from openjepa.weights.load import TrainedMethod
 

@@ -22,8 +22,8 @@ from openjepa.engine.schedule import warmup_cosine
 from openjepa.masks import check_masks
 from openjepa.methods import Method
 from openjepa.methods.make import make_method
-from openjepa.nn.encoder import VisionTransformer, compile_layers
 from openjepa.nn.predictor import Predictor
+from openjepa.nn.vit import VisionTransformer, compile_layers
 from openjepa.recipe.sections import Recipe
 from openjepa.training.trainer import Schedules, Trainer
 

@@ -19,7 +19,7 @@ from openjepa.masks import Masks, sample_masks
 from openjepa.methods.contract import Method
 from openjepa.methods.ijepa import IJEPA
 from openjepa.methods.masked import MaskedMethod
-from openjepa.nn.encoder import VisionTransformer
+from openjepa.nn.vit import VisionTransformer
 from openjepa.recipe.sections import Recipe
 
 TRAINED = 3  # forward, gradients of the inputs, gradients of the weights: each a product of the same size

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from openjepa.data.fingerprint import fingerprint
+from openjepa.data.normalization import find_normalization
 from openjepa.data.sources import ImageSource
-from openjepa.data.views import find_normalization
 from openjepa.engine.precision import choose_precision, pick_device
 from openjepa.engine.threads import choose_threads, use_threads
 from openjepa.methods.make import make_method

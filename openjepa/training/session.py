@@ -15,8 +15,8 @@ import torch
 from rich.console import Console
 
 from openjepa.data.inspect import find_problems
-from openjepa.data.loader import WORKER_DIED
 from openjepa.data.sources import ImageSource
+from openjepa.data.workers import WORKER_DIED
 from openjepa.engine.checkpoint import find_latest, load_checkpoint
 from openjepa.engine.optim import load_state_tensors
 from openjepa.engine.precision import explain_precision

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from openjepa.data.colour import LUMA
-from openjepa.data.views import IMAGENET_MEAN, IMAGENET_STD
+from openjepa.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from openjepa.nn.encoder import Encoder, EncoderOutput, normalise, require_images
 from openjepa.runs.folder import read_json
 from openjepa.weights.match import Weights, read_safetensors

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from openjepa.data.views import IMAGENET_MEAN, IMAGENET_STD
+from openjepa.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from openjepa.methods.make import make_method
 from openjepa.recipe.edit import with_changes
 from openjepa.recipe.files import list_recipes, load_recipe

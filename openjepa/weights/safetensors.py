@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openjepa.nn.encoder import Encoder, VisionTransformer
+from openjepa.nn.encoder import Encoder
+from openjepa.nn.vit import VisionTransformer
 from openjepa.runs.folder import from_json, to_json
 from openjepa.weights.match import Weights, read_safetensors
 

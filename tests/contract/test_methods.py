@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from openjepa.data.batch import Batch, Views
 from openjepa.masks import sample_masks
 from openjepa.methods import Method
-from openjepa.nn.encoder import VisionTransformer, make_layers
+from openjepa.nn.vit import VisionTransformer, make_layers
 from openjepa.recipe.check import build_recipe
 from openjepa.recipe.edit import nest
 from openjepa.recipe.methods import SECTIONS

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from openjepa.masks import Masks, sample_masks
-from openjepa.nn import encoder
+from openjepa.nn import vit
 from openjepa.nn.recompute import call_layer
 from openjepa.recipe.views import Mask
 from tests.models import call, small_method
@@ -69,7 +69,7 @@ def attend_fused(attention, tokens, attn_mask=None, **_):
 def test_padding_takes_no_part_in_any_versions_attention(monkeypatch, attend, reduced):
     """Real tokens come out the same whatever stands in padding, and as they do without it."""
     torch.manual_seed(0)
-    layers = encoder.make_layers(32, 2, 2, 4.0)
+    layers = vit.make_layers(32, 2, 2, 4.0)
     layers.compiled_call = call_layer  # so that a CPU in reduced precision takes the padded path as well
     for layer in layers:
         monkeypatch.setattr(layer.attn, "forward", partial(attend, layer.attn))
@@ -77,8 +77,8 @@ def test_padding_takes_no_part_in_any_versions_attention(monkeypatch, attend, re
     tokens = torch.randn(3, 7, 32)
     other = torch.where(mask[..., None], tokens, 50 * torch.randn(3, 7, 32))
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=reduced):
-        first, second = (encoder.run_layers(layers, given, mask) for given in (tokens, other))
-        alone = [encoder.run_layers(layers, tokens[[row], : int(mask[row].sum())], None)[0] for row in range(3)]
+        first, second = (vit.run_layers(layers, given, mask) for given in (tokens, other))
+        alone = [vit.run_layers(layers, tokens[[row], : int(mask[row].sum())], None)[0] for row in range(3)]
     tolerance = {"rtol": 2e-2, "atol": 2e-2} if reduced else {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(first[mask], second[mask], rtol=0, atol=0)
     torch.testing.assert_close(first[mask], torch.cat(alone), **tolerance)

@@ -32,8 +32,9 @@ from openjepa.commands import convert as bridge
 from openjepa.commands.convert import export, import_weights
 from openjepa.commands.pretrain import pretrain
 from openjepa.data.decode import Decoded
+from openjepa.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from openjepa.data.sources import open_source
-from openjepa.data.views import IMAGENET_MEAN, IMAGENET_STD, evaluation_view
+from openjepa.data.views import evaluation_view
 from openjepa.engine.checkpoint import load_checkpoint, save_checkpoint
 from openjepa.methods import make
 from openjepa.methods.ijepa import IJEPA
@@ -49,7 +50,8 @@ SHAPE = {
     "method.predictor.width": 24, "method.predictor.depth": 2, "method.predictor.heads": 4,
 }  # fmt: skip
 HEADS = ("--heads", "4")
-HUGE_BYTES = 15e9  # of the files of a ViT-H/14 that lie there at one time
+HUGE_LAYERS = 4  # of the 32 of ViT-H/14; all of them went in and out within 16 GB on 2026-11-26, in five minutes
+RUNTIME_GB = 1.0  # what Python and PyTorch take
 PREDICTOR = {
     "input_proj": "predictor_embed", "blocks": "predictor_blocks", "norm": "predictor_norm", "output_proj": "predictor_proj",
     "pos_embed": "predictor_pos_embed", "mask_token": "mask_token",
@@ -600,8 +602,8 @@ def test_a_checkpoint_that_does_not_fit_starts_no_run(imported: Path, tmp_path: 
 
 
 def save_huge(path: str) -> None:
-    """A release checkpoint of ViT-H/14 with small random weights, for images of a quarter of its pixels: tokens take time."""
-    recipe = with_changes(load_recipe("paper_vit_huge_14"), {"data.image_size": 112})
+    """A release checkpoint of HUGE_LAYERS of ViT-H/14, random weights, for small images, because tokens take time."""
+    recipe = with_changes(load_recipe("paper_vit_huge_14"), {"data.image_size": 112, "model.depth": HUGE_LAYERS})
     with torch.device("meta"):
         method = make.make_method(recipe)
     for value in method.to_empty(device="cpu").state_dict().values():
@@ -610,10 +612,9 @@ def save_huge(path: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_vit_huge_goes_in_and_out_within_16_gb(tmp_path: Path):
-    if shutil.disk_usage(tmp_path).free < HUGE_BYTES:
-        pytest.skip(f"{tmp_path} has less than {HUGE_BYTES / 1e9:.0f} GB free, which a ViT-H/14's files take")
+    """An eighth of its layers in an eighth of what the runtime leaves of it: what is held grows with the weights."""
+    most_gb = RUNTIME_GB + (16 - RUNTIME_GB) * HUGE_LAYERS / 32
     release = tmp_path / "huge.pth.tar"
     make = "import sys; from tests.parity.test_bridge import save_huge; save_huge(sys.argv[1])"  # its memory is not counted
     root = Path(__file__).resolve().parents[2]
@@ -639,7 +640,7 @@ def test_vit_huge_goes_in_and_out_within_16_gb(tmp_path: Path):
         assert done.returncode == 0, done.stderr
         peak_gb = int(done.stdout.split()[-1]) * 1024 / 1e9  # pages of mapped files included
         print(f"{' '.join(map(str, command))}: {peak_gb:.1f} GB\n{done.stdout}")
-        assert peak_gb < 16
+        assert peak_gb < most_gb
         for written in tmp_path.iterdir():  # an export that is measured has served
             if written not in (release, ours):
                 shutil.rmtree(written) if written.is_dir() else written.unlink()

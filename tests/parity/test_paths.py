@@ -16,8 +16,8 @@ from torch import Tensor
 
 from openjepa.masks import Masks, sample_masks
 from openjepa.methods.ijepa import IJEPA
-from openjepa.nn import encoder as encoder_module
 from openjepa.nn import predictor as predictor_module
+from openjepa.nn import vit as vit_module
 from openjepa.nn.recompute import call_layer
 from openjepa.nn.unpadded import run_unpadded
 from openjepa.recipe.views import Mask
@@ -124,7 +124,7 @@ def take_path(path: str, method: IJEPA, monkeypatch: pytest.MonkeyPatch) -> None
     def run(layers, tokens, token_mask, checkpointing="none", first=0):
         return run_unpadded(layers, tokens, token_mask, first, checkpointing)
 
-    for module in (encoder_module, predictor_module):
+    for module in (vit_module, predictor_module):
         monkeypatch.setattr(module, "run_layers", run)
 
 

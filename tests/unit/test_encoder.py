@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from openjepa.nn.encoder import Encoder, VisionTransformer, normalise, require_images
+from openjepa.nn.encoder import Encoder, normalise, require_images
+from openjepa.nn.vit import VisionTransformer
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.bool, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32)

@@ -9,7 +9,8 @@ from openjepa.data.decode import Decoded, DecodeError
 from openjepa.data.sources import open_source, spread
 from openjepa.evals import features as module
 from openjepa.evals.features import FeatureStore, ImageEncoder, RawPixels, extract_features, stream_features
-from openjepa.nn.encoder import Encoder, VisionTransformer
+from openjepa.nn.encoder import Encoder
+from openjepa.nn.vit import VisionTransformer
 
 
 class FlatSource:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from openjepa.engine.fp8 import convert_to_fp8, require_fp8
-from openjepa.nn.encoder import initialise, make_layers, run_layers
+from openjepa.nn.vit import initialise, make_layers, run_layers
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 

@@ -9,7 +9,8 @@ from openjepa.masks import Masks
 from openjepa.methods.make import make_method
 from openjepa.methods.regularizers import sigreg, vicreg
 from openjepa.nn.ema import update_target
-from openjepa.nn.encoder import Encoder, VisionTransformer, make_layers
+from openjepa.nn.encoder import Encoder
+from openjepa.nn.vit import VisionTransformer, make_layers
 from openjepa.recipe.files import load_recipe
 from openjepa.recipe.sections import ENCODERS, Optim
 from openjepa.recipe.views import Mask

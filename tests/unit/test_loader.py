@@ -17,13 +17,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openjepa.data import loader
+from openjepa.data import workers as worker_pool
 from openjepa.data.batch import Batch
 from openjepa.data.decode import Decoded, DecodeError
-from openjepa.data.loader import PREFETCH_STEPS, GroupSettings, StreamSettings, evaluation_batches, sample_order, training_batches
+from openjepa.data.loader import GroupSettings, StreamSettings, evaluation_batches, sample_order, training_batches
 from openjepa.data.skipped import SkippedFiles
 from openjepa.data.sources import open_source
 from openjepa.data.views import evaluation_view
+from openjepa.data.workers import PREFETCH_STEPS
 from openjepa.masks import Masks
 from openjepa.recipe.views import Mask, ViewGroup
 from tests.messy_folder import build_messy_folder
@@ -145,7 +146,7 @@ def test_batches_come_by_value_where_shared_memory_is_small(tmp_path, monkeypatc
     build_messy_folder(tmp_path / "photos", num_good=30)
     source = open_source(str(tmp_path / "photos"), 1)
     alone = batches_of(source, total=4)
-    monkeypatch.setattr(loader, "LEAST_SHARED_BYTES", 2**62)
+    monkeypatch.setattr(worker_pool, "LEAST_SHARED_BYTES", 2**62)
     shared = batches_of(source, total=4, workers=2)
     for first, second in zip(alone, shared, strict=True):
         assert fingerprint(first) == fingerprint(second)
@@ -315,7 +316,7 @@ def test_workers_live_through_ctrl_c_and_a_groups_sigterm():
 FORGOTTEN = """
 import sys
 from openjepa.recipe.views import Mask, ViewGroup
-from openjepa.data import loader
+from openjepa.data import workers
 from openjepa.data.loader import GroupSettings, StreamSettings, training_batches
 from openjepa.data.sources import open_source
 

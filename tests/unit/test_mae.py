@@ -6,7 +6,7 @@ import torch
 
 from openjepa.data.batch import one_view
 from openjepa.masks import sample_masks
-from openjepa.nn.encoder import VisionTransformer
+from openjepa.nn.vit import VisionTransformer
 from openjepa.recipe.edit import changed_keys
 from openjepa.recipe.files import load_recipe
 from openjepa.recipe.views import Mask

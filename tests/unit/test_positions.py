@@ -14,9 +14,10 @@ from torch.nn import functional
 from openjepa.data.batch import one_view
 from openjepa.data.sample import load_sample
 from openjepa.masks import sample_masks
-from openjepa.nn import encoder as encoder_module
-from openjepa.nn.encoder import Encoder, VisionTransformer
+from openjepa.nn import vit as vit_module
+from openjepa.nn.encoder import Encoder
 from openjepa.nn.positions import resize_positions, sine_cosine_positions
+from openjepa.nn.vit import VisionTransformer
 from openjepa.recipe.edit import with_changes
 from openjepa.recipe.files import load_recipe
 from openjepa.training.build import make_trainer
@@ -139,7 +140,7 @@ def test_a_trained_encoder_keeps_its_features_at_another_size(trained, size, mon
     assert abs(other) < 0.1
     assert found > 0.25  # 1 in 200 by chance
     assert placed > 0.6  # 1 in 49
-    monkeypatch.setattr(encoder_module, "resize_positions", lambda table, old, new: sine_cosine_positions(new, table.shape[1]))
+    monkeypatch.setattr(vit_module, "resize_positions", lambda table, old, new: sine_cosine_positions(new, table.shape[1]))
     same, _, found, placed = compare_sizes(trained, size)
     assert same < 0.8
     assert found < 0.1

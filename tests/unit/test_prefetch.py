@@ -109,7 +109,7 @@ def test_attention_gets_a_mask_only_where_something_is_padded(name, monkeypatch)
         masks.append(mask)
         return layer(tokens) if mask is None else layer(tokens, attn_mask=mask)
 
-    monkeypatch.setattr("openjepa.nn.encoder.call_layer", record)
+    monkeypatch.setattr("openjepa.nn.vit.call_layer", record)
     monkeypatch.setitem(RECIPES, name, (RECIPES | UNPADDED)[name])
     trainer, batch = make(name)
     trainer.accumulate_gradients(batch, RATES)

@@ -25,7 +25,7 @@ from openjepa.commands.pretrain import pretrain
 from openjepa.methods.make import make_method
 from openjepa.recipe import base, methods, sections
 from openjepa.recipe.check import build_recipe, find_section, recipe_keys
-from openjepa.recipe.edit import changed_keys, flatten, list_groups, nest, read_assignments, with_changes
+from openjepa.recipe.edit import changed_keys, flatten, list_sections, nest, read_assignments, with_changes
 from openjepa.recipe.explain import explain_keys
 from openjepa.recipe.files import list_recipes, load_recipe, to_yaml
 from openjepa.recipe.length import parse_length
@@ -156,7 +156,7 @@ def fill(method: str) -> Recipe:
 @pytest.mark.parametrize("method", METHODS)
 def test_recipe_keys_are_all_keys_and_groups_of_a_resolved_recipe(method: str) -> None:
     resolved = yaml.safe_load(to_yaml(fill(method)))
-    groups = list_groups(resolved) - {"views", "views.main", *(key for key in resolved if isinstance(resolved[key], dict))}
+    groups = list_sections(resolved) - {"views", "views.main", *(key for key in resolved if isinstance(resolved[key], dict))}
     keys = recipe_keys(method)
     leaves = {key for key in flatten(resolved) if key != "views.main.mask"}
     assert set(keys) == leaves | groups | {"views.main.mask"} | {f"views.main.mask.{key}" for key in Mask.model_fields}

@@ -17,7 +17,8 @@ from openjepa.commands.report import write_report
 from openjepa.data.sources import open_source
 from openjepa.data.views import evaluation_view
 from openjepa.engine.checkpoint import save_checkpoint
-from openjepa.nn.encoder import Encoder, VisionTransformer
+from openjepa.nn.encoder import Encoder
+from openjepa.nn.vit import VisionTransformer
 from openjepa.report.pictures import Neighbours, Pictures
 from openjepa.runs.folder import RunFolder, write_json
 from openjepa.weights.load import load_encoder

@@ -14,7 +14,7 @@ from openjepa.engine.prefetch import Answer
 from openjepa.masks import sample_masks
 from openjepa.methods.ijepa import IJEPA
 from openjepa.methods.make import make_method
-from openjepa.nn.encoder import compile_layers
+from openjepa.nn.vit import compile_layers
 from openjepa.recipe.edit import with_changes
 from openjepa.recipe.files import load_recipe
 from openjepa.training import build

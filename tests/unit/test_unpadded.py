@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openjepa.nn import encoder as encoder_module
-from openjepa.nn.encoder import initialise, make_layers
+from openjepa.nn import vit as vit_module
 from openjepa.nn.unpadded import run_unpadded
+from openjepa.nn.vit import initialise, make_layers
 from tests.models import call, draw_masks, small_method
 
 WIDTH = 24
@@ -77,7 +77,7 @@ def test_padding_comes_out_as_zeros_and_takes_no_gradient():
 def test_a_cpu_leaves_padding_out_in_reduced_precision_alone(monkeypatch, predict):
     """In bf16 the step agrees with the plain layers in bf16; in float32 the unpadded ones are never called."""
     calls = []
-    monkeypatch.setattr(encoder_module, "run_unpadded", lambda *given, **named: calls.append(1) or run_unpadded(*given, **named))
+    monkeypatch.setattr(vit_module, "run_unpadded", lambda *given, **named: calls.append(1) or run_unpadded(*given, **named))
     method = small_method(seed=0, method__predict=predict)
     images, masks = torch.randn(5, 1, 32, 32), draw_masks(method, 5, seed=3)
     exact = call(method, images, masks)[0].detach()
@@ -85,7 +85,7 @@ def test_a_cpu_leaves_padding_out_in_reduced_precision_alone(monkeypatch, predic
     with torch.autocast("cpu", dtype=torch.bfloat16):
         unpadded = call(method, images, masks)[0].detach()
         assert len(calls) == 3  # target encoder, context encoder, predictor
-        monkeypatch.setattr(encoder_module.torch, "is_autocast_enabled", lambda _: False)
+        monkeypatch.setattr(vit_module.torch, "is_autocast_enabled", lambda _: False)
         plain = call(method, images, masks)[0].detach()
         assert len(calls) == 3
     assert float(unpadded) == pytest.approx(float(plain), rel=3e-3)

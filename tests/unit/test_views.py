@@ -18,7 +18,8 @@ from torchvision.transforms import functional as tv
 
 from openjepa.data import colour
 from openjepa.data.decode import Decoded, DecodeError, Picture, open_image
-from openjepa.data.views import View, ViewPlan, cut, draw_crop, evaluation_view, measure_normalization, training_views
+from openjepa.data.normalization import measure_normalization
+from openjepa.data.views import View, ViewPlan, cut, draw_crop, evaluation_view, training_views
 from openjepa.recipe.views import ViewGroup
 from tests.messy_folder import draw_picture
 
