@@ -25,7 +25,7 @@ def one(masks: Masks, image: int) -> Masks:
 @pytest.mark.parametrize("predict", ["joint", "per_block"])
 @pytest.mark.parametrize("target_input", ["image", "patches"])
 def test_an_image_alone_equals_it_in_a_batch(monkeypatch, mask, predict, target_input, explicit_tokens):
-    monkeypatch.setattr(encoder, "EXPLICIT_ATTENTION_TOKENS", explicit_tokens)
+    monkeypatch.setattr(vit, "EXPLICIT_ATTENTION_TOKENS", explicit_tokens)
     method = small_method(
         "ijepa", seed=0, data__image_size=(32, 40), method__predict=predict, method__target_input=target_input
     )  # fmt: skip
