@@ -110,6 +110,64 @@ def describe_evaluate() -> None:
     """Measure an encoder on labelled images. The last line is JSON."""  # without the table of tasks, which takes seconds
 
 
+def make_finetune(changes: dict[str, Any]) -> Callable[..., None]:
+    """The finetune command with the recipe keys that the command line changes."""
+
+    def finetune(
+        spec: Annotated[Positional[str], arg(metavar="ENCODER")],
+        train: str,
+        test: str,
+        out: Path,
+        task: Literal["classification"] = "classification",
+        encoder: EncoderName = "context",
+        recipe: str = files.AUTO,
+        resume: bool = False,
+        json: bool = False,
+    ) -> None:
+        """Train an encoder on labelled images and measure it on others. The last line is JSON.
+
+        KEY=VALUE changes a value of the recipe, as in optim.lr=1e-4; `openjepa keys --recipe finetune` explains them.
+
+        Args:
+            spec: A run folder or checkpoint file to start from; random:RECIPE or random:RUN for a fresh encoder of that shape.
+            train: Labelled data to train on; class sub-folders give labels. few:10:0:DATA takes 10 images of each class, draw 0.
+            test: Labelled data to measure on, once.
+            out: The run folder to write; report, evaluate, embed, export and predict take it.
+            task: What to train for.
+            encoder: Which encoder of a run.
+            recipe: auto, which fits the settings to the number of labels, a shipped recipe's name or a YAML file.
+            resume: Go on from the run folder's newest checkpoint.
+            json: Print the JSON line alone.
+        """
+        from openjepa.commands.finetune import finetune as tune
+
+        verdict, record = tune(spec, train, test, out, encoder=encoder, recipe=recipe, changes=changes, resume=resume)
+        if not json:
+            low, high = record["interval"]
+            print(f"{verdict.label}: {verdict.reason}")
+            score = f"{record['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"
+            print(f"{task} accuracy on {record['num_test']} test images: {score}")
+            print(f"Next: openjepa report {out}; openjepa predict {out} IMAGES --out predictions.csv")
+        print(_to_json(record))
+
+    return finetune
+
+
+def predict(run: RunPath, images: DataSpec, out: Path, device: str = "auto") -> None:
+    """Write the class of every image, by a run of openjepa finetune, to a .csv or .parquet file.
+
+    Args:
+        run: A run folder or checkpoint file that holds a classifier.
+        images: A folder of images, sample:train, or fashion-mnist:FOLDER:train.
+        out: The file to write: columns path, label (where the images have one), predicted, probability.
+        device: auto, cpu, cuda or cuda:N.
+    """
+    from openjepa.commands.predict import predict as write
+
+    rows = write(run, images, out, device)
+    print(f"{rows} rows in {out}")
+
+
 def embed(
     run: RunPath, images: DataSpec, out: Path, encoder: EncoderName = "context", layers: int = 1, device: str = "auto"
 ) -> None:
@@ -377,9 +435,10 @@ def main(argv: list[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         verb = arguments[0] if arguments else ""
-        arguments, assignments = split_assignments(arguments) if verb == "pretrain" else (arguments, [])
+        arguments, assignments = split_assignments(arguments) if verb in _WITH_RECIPE else (arguments, [])
         commands: dict[str, Callable[..., Any]] = {
             "pretrain": make_pretrain(edit.read_assignments(assignments)),
+            "finetune": make_finetune(edit.read_assignments(assignments)), "predict": predict,
             "evaluate": make_evaluate() if verb == "evaluate" else describe_evaluate, "embed": embed,
             "import": import_weights, "export": export, "masks": masks, "report": report, "health": health, "recipes": recipes,
             "keys": keys,
@@ -442,7 +501,9 @@ def split_assignments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return rest, assignments
 
 
-_WITH_VALUE = ("--out", "--recipe", "--init")  # flags of pretrain whose next word is theirs, whatever it looks like
+_WITH_RECIPE = ("pretrain", "finetune")  # commands that take values of a recipe
+# Their flags whose next word is the flag's, whatever it looks like.
+_WITH_VALUE = ("--out", "--recipe", "--init", "--train", "--test", "--task", "--encoder")
 _KEY = re.compile(r"[a-z_]+(\.[\w-]+)*")
 
 

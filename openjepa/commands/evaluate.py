@@ -13,8 +13,9 @@ from typing import Any
 from openjepa.data.sources import canonical_spec, open_labelled
 from openjepa.engine.precision import pick_device
 from openjepa.evals import TASKS
-from openjepa.evals.encoders import Candidate, open_encoder
+from openjepa.evals.encoders import Candidate, Subject, open_encoder
 from openjepa.evals.features import FeatureStore
+from openjepa.evals.outcome import Outcome
 from openjepa.evals.task import TaskSettings
 from openjepa.runs.folder import Row, RunFolder
 from openjepa.runs.version import __version__
@@ -73,16 +74,25 @@ def evaluate_many(
                 continue
             note(f"{task} on {subject.name}" + (f", last {layers} layers" if layers != 1 else ""))
             outcome = TASKS[task].evaluate(store, sources[0], sources[1], TaskSettings(layers), seed)
-            record = outcome.to_record() | {"encoder": subject.name, "layers": layers, "train": train, "test": test}
-            record |= {"train_path": canonical_spec(train), "test_path": canonical_spec(test)} | subject.facts
-            record |= {"version": __version__, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-            records.append(record)
+            records.append(make_record(outcome, subject, train, test, layers))
             if subject.run is not None:
-                _keep(subject.run, record, warn)
+                keep_record(subject.run, records[-1], warn)
     return records
 
 
-def _keep(run: RunFolder, record: Row, warn: Callable[[str], None]) -> None:
+def make_record(outcome: Outcome, subject: Subject, train: str, test: str, layers: int = 1) -> Row:
+    """An outcome with what it was measured on: encoder, data, version and time."""
+    return (
+        outcome.to_record()
+        | {"encoder": subject.name, "layers": layers, "train": train, "test": test}
+        | {"train_path": canonical_spec(train), "test_path": canonical_spec(test)}
+        | subject.facts
+        | {"version": __version__, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    )
+
+
+def keep_record(run: RunFolder, record: Row, warn: Callable[[str], None]) -> None:
+    """Write a record among a run's evaluations, or warn that it could not be."""
     try:
         run.write_eval(name_record(record), record)
     except OSError as error:  # of somebody else's run, or a full disk: the result is worth more than its record

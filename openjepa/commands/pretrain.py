@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +36,18 @@ def pretrain(
     *,
     changes: Mapping[str, Any] | None = None,
     init: str | Path | None = None,
+    init_encoder: str | None = None,
     resume: bool = False,
     accept_changes: bool = False,
+    words: Sequence[str] = (),
     console: Console | None = None,
 ) -> Verdict:
     """Pretrain on images and give the verdict; everything else is in the run folder `out`.
 
     data: a folder, `sample:train`, or `fashion-mnist:FOLDER:train`. recipe: a Recipe, auto, a shipped name or a YAML file; on
     resume None and auto take the recorded one. changes: values of dotted keys in place of the recipe's. init: a checkpoint or
-    run whose weights a new run starts from. Raises ValueError (bad input), OSError (disk), ArithmeticError (ten non-finite steps
-    in a row), Interrupted.
+    run whose weights a new run starts from; init_encoder: the one of its encoders to start from, and nothing else. words: lines
+    to say once nothing can be refused any more. Raises ValueError (bad input), OSError (disk), ArithmeticError (ten non-finite steps in a row), Interrupted.
     """
     console = console or Console(stderr=True, soft_wrap=True)
     folder = RunFolder(out)
@@ -53,7 +55,7 @@ def pretrain(
         raise ValueError("a resumed run goes on from its own weights: drop --init, or choose another --out and drop --resume")
     if not resume and folder.exists():
         raise ValueError(f"{folder.path} already holds a run; add --resume to go on, or choose another --out")
-    asked = _find_recipe(data, recipe, folder if resume else None, changes or {}, console)
+    asked, reasons = _find_recipe(data, recipe, folder if resume else None, changes or {})
     folder.check_place()
     check_views(asked)
     if asked.train.fp8:
@@ -67,7 +69,9 @@ def pretrain(
             raise ValueError("a resumed run keeps its batch size: drop data.batch_size=auto")
         asked = settle_batch_size(asked, source)
         console.print(f"The largest batch that fits: {asked.batch_size} images.", highlight=False, markup=False)
-    initial = open_initial(init, asked) if init is not None else None
+    initial = open_initial(init, asked, init_encoder) if init is not None else None
+    for line in (*words, *reasons):
+        console.print(line, highlight=False, markup=False)
     # Whatever can be refused is found out before anything is written.
     if resume:
         with lock_run(folder.path):
@@ -92,9 +96,9 @@ def pretrain(
 
 
 def _find_recipe(
-    data: str, recipe: Recipe | str | None, resumed: RunFolder | None, changes: Mapping[str, Any], console: Console
-) -> Recipe:
-    """What is asked for: a recipe by whatever name, or a resumed run's own, with the user's changes."""
+    data: str, recipe: Recipe | str | None, resumed: RunFolder | None, changes: Mapping[str, Any]
+) -> tuple[Recipe, list[str]]:
+    """What is asked for: a recipe by whatever name, or a resumed run's own, with the user's changes; and what auto says of it."""
     if isinstance(recipe, Recipe):
         base = recipe
     elif resumed is not None and recipe in (None, AUTO):
@@ -102,9 +106,7 @@ def _find_recipe(
     elif recipe == AUTO:
         base, choices = choose(data, changes.get("train.device", "auto"))
         chosen = with_changes(base, changes)
-        for line in (base.description, *word_choices(choices, chosen)):
-            console.print(line, highlight=False, markup=False)
-        return chosen
+        return chosen, [base.description, *word_choices(choices, chosen)]
     elif recipe is None:
         raise ValueError(
             "a new run needs --recipe auto, which chooses for the images, or --recipe NAME or FILE; shipped: "
@@ -112,7 +114,7 @@ def _find_recipe(
         )
     else:
         base = load_recipe(recipe)
-    return with_changes(base, changes) if changes else base
+    return with_changes(base, changes) if changes else base, []
 
 
 def _open_probe(recipe: Recipe) -> Callable[[Encoder], ProbeEncoder] | None:

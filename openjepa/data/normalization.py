@@ -21,6 +21,10 @@ def find_normalization(settings: Data, source: ImageSource) -> tuple[list[float]
     """Channel mean and standard deviation of images in [0, 1]: ImageNet's, or measured on the source."""
     if settings.normalization == "measured":
         return measure_normalization(source, NORMALIZATION_IMAGES)
+    if settings.normalization == "init":
+        raise ValueError(
+            "data.normalization init takes the statistics of the weights that --init names: name some, or use measured"
+        )
     if settings.channels == 3:
         return list(IMAGENET_MEAN), list(IMAGENET_STD)
     if settings.channels == 1:

@@ -20,6 +20,7 @@ from torch.nn.functional import interpolate
 
 from openjepa.data.colour import blur, jitter_colour, remove_colour, solarize
 from openjepa.data.decode import Picture, Pixels
+from openjepa.data.rand_augment import rand_augment
 from openjepa.recipe.views import ViewGroup
 
 View = UInt8[np.ndarray, "channels view_height view_width"]
@@ -63,9 +64,11 @@ def training_views(image: Picture, plans: Sequence[ViewPlan]) -> list[View]:
 
 
 def _change(view: Pixels, group: ViewGroup, generator: np.random.Generator) -> Pixels:
-    """Mirror, colour, grey, blur, solarize, in the order of SimCLR and BYOL, each as often as the group says."""
+    """Mirror, RandAugment, colour, grey, blur, solarize, in the order of SimCLR and BYOL, each as often as the group says."""
     if generator.random() < group.flip:
         view = view[:, ::-1]
+    if group.rand_augment:
+        view = rand_augment(np.ascontiguousarray(view), group.rand_augment, group.rand_magnitude, generator)
     if group.colour and generator.random() < group.colour:
         view = jitter_colour(view, group.jitter, generator)
     if group.grey and generator.random() < group.grey:

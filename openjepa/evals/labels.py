@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from openjepa.data.sources import canonical_spec
+from openjepa.data.sources import ImageSource, canonical_spec
 from openjepa.evals.features import Features, Integers
 from openjepa.evals.outcome import Outcome, score_share
 
@@ -82,19 +82,34 @@ def align_labels(train: Features, test: Features) -> tuple[Integers, Integers, l
     """
     train_names, test_names = _class_names(train), _class_names(test)
     classes = sorted(set(train_names))
-    if len(classes) < 2:
-        raise ValueError(
-            f"{train.spec} has images of one class only, {classes[0]!r}; a classifier needs at least two sub-folders"
-        )
-    unknown = sorted(set(test_names) - set(classes))
-    if unknown:
-        raise ValueError(
-            f"{test.spec} has classes that {train.spec} has no image of: {_list_names(unknown)}; "
-            f"{train.spec} has {_list_names(classes)}; name the sub-folders alike"
-        )
+    _require_classes(classes, set(test_names), train.spec, test.spec)
     number = {name: index for index, name in enumerate(classes)}
     train_labels, test_labels = (np.array([number[name] for name in names], np.int64) for names in (train_names, test_names))
     return train_labels, test_labels, classes
+
+
+def require_known_classes(train: ImageSource, test: ImageSource) -> None:
+    """ValueError unless training has two classes or more, and every class of the test images, by name."""
+    known, asked = ({_normal(source.classes[label]) for label in set(_labels_of(source))} for source in (train, test))
+    _require_classes(sorted(known), asked, train.spec, test.spec)
+
+
+def _labels_of(source: ImageSource) -> list[int]:
+    assert source.labels is not None, source.spec
+    labels: list[int] = np.unique(source.labels).tolist()
+    return labels
+
+
+def match_names(features: Features, classes: list[str]) -> Integers:
+    """Labels of images (n,) as indices into the classes of a trained classifier, by name. ValueError for a class it has not."""
+    number = {_normal(name): index for index, name in enumerate(classes)}
+    names = _class_names(features)
+    if unknown := sorted(set(names) - number.keys()):
+        raise ValueError(
+            f"{features.spec} has classes that the classifier was not trained on: {_list_names(unknown)}; it has "
+            f"{_list_names(classes)}; name the sub-folders alike"
+        )
+    return np.array([number[name] for name in names], np.int64)
 
 
 def _class_names(features: Features) -> list[str]:
@@ -103,8 +118,24 @@ def _class_names(features: Features) -> list[str]:
         raise ValueError(
             f"{features.spec} has no labels: class sub-folders give them; put every image in one, as in {features.spec}/cat/1.jpg"
         )
-    names = [unicodedata.normalize("NFC", name) for name in features.classes]  # as two systems write one "é"
+    names = [_normal(name) for name in features.classes]
     return [names[label] for label in features.labels.tolist()]
+
+
+def _normal(name: str) -> str:
+    """A class name in one form, as two systems write one "é"."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _require_classes(known: list[str], asked: set[str], train: str, test: str) -> None:
+    """ValueError unless there are two classes to train on, and all those asked for among them."""
+    if len(known) < 2:
+        raise ValueError(f"{train} has images of one class only, {known[0]!r}; a classifier needs at least two sub-folders")
+    if unknown := sorted(asked - set(known)):
+        raise ValueError(
+            f"{test} has classes that {train} has no image of: {_list_names(unknown)}; "
+            f"{train} has {_list_names(known)}; name the sub-folders alike"
+        )
 
 
 def _list_names(names: list[str]) -> str:

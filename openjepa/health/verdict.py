@@ -28,6 +28,7 @@ EXPLODED_LOSS = 10.0  # times the loss at the first measurement
 LEARNED_VARIANCE_FRAC = 0.05  # a predictor that explains less knows next to nothing
 KNOWN_VARIANCE_FRAC = 0.3  # a predictor that has explained this much once had learned something ...
 LOST_FRAC = 0.55  # ... and lost it at this share: 98 runs that learned kept 0.65 or more, three at too high a rate 0.53 or less
+ABOVE_CHANCE = 4.0  # standard errors of the accuracy of guessing: what a classifier that learns is above chance
 MIN_MEASUREMENTS = 3  # below this there is no trend to judge
 DEFAULT_LIMIT = 96  # rank_limit of runs of version 0.1, which did not record it: the demo's width
 
@@ -53,14 +54,15 @@ class RunFacts:
     """What a verdict takes from run.json; None and {} where a version did not record it.
 
     recipe: its plain values. untrained_rank: effective rank of pooled features before training, and before --init. rank_limit:
-    what a rank cannot exceed, the smaller of images and width. hopeless: what in the images keeps any run from being healthy.
-    too_short: the words on a run with too few steps for a verdict. stopped: step and reason, of a run that ended because its
-    loss was no longer finite.
+    what a rank cannot exceed, the smaller of images and width. num_classes: of a classifier. hopeless: what in the images keeps
+    any run from being healthy. too_short: the words on a run with too few steps for a verdict. stopped: step and reason, of a
+    run that ended because its loss was no longer finite.
     """
 
     recipe: Mapping[str, Any] = field(default_factory=dict)
     untrained_rank: float | None = None
     rank_limit: int = DEFAULT_LIMIT
+    num_classes: int | None = None
     hopeless: str | None = None
     too_short: str | None = None
     stopped: tuple[int, str] | None = None
@@ -73,6 +75,7 @@ class RunFacts:
             recipe=migrate(run.get("recipe", {})),
             untrained_rank=untrained.get("effective_rank_pooled"),
             rank_limit=untrained.get("rank_limit", DEFAULT_LIMIT),
+            num_classes=run.get("num_classes"),
             hopeless=next((words for words, is_hopeless in run.get("findings", []) if is_hopeless), None),
             too_short=_describe_shortness(run),
             stopped=stopped and (stopped[0], stopped[1]),
@@ -112,6 +115,8 @@ def _judge_features(rows: Sequence[Row], run: RunFacts) -> tuple[str, str, str]:
     if len(rows) < MIN_MEASUREMENTS:
         reason = f"{len(rows)} of the {MIN_MEASUREMENTS} measurements that a verdict needs."
         return "too early", reason, run.too_short or "Let it run."
+    if "train_accuracy" in rows[-1] and run.num_classes is not None:
+        return _judge_classifier(rows[-MIN_MEASUREMENTS:], run, run.num_classes)
     now, before = rows[-1], rows[-2]["effective_rank_pooled"]
     rank, best = now["effective_rank_pooled"], max(row["effective_rank_pooled"] for row in rows)
     first = rows[0]["effective_rank_pooled"] if run.untrained_rank is None else run.untrained_rank
@@ -143,6 +148,16 @@ def _judge_features(rows: Sequence[Row], run: RunFacts) -> tuple[str, str, str]:
     if explained is not None and explained < LEARNED_VARIANCE_FRAC:
         advice = "Go on, but the predictor knows next to nothing: if that stays, change optim.lr or views.main.mask."
     return "healthy", f"{ranks}{cosine}{knows}.", advice
+
+
+def _judge_classifier(rows: Sequence[Row], run: RunFacts, num_classes: int) -> tuple[str, str, str]:
+    """By its training accuracy: features of few classes may have a low rank, and be what the labels ask for."""
+    accuracy, chance = sum(row["train_accuracy"] for row in rows) / len(rows), 1 / num_classes
+    images = len(rows) * (run.setting("data.batch_size") or 1)
+    reason = f"the classifier is right on {accuracy:.0%} of the training images of late, {chance:.0%} by chance."
+    if accuracy < chance + ABOVE_CHANCE * math.sqrt(chance * (1 - chance) / images):
+        return "not learning yet", reason, advise_to_learn(run)
+    return "healthy", reason, "Go on. What counts is its accuracy on test images."
 
 
 def find_healthy_rank(first: float, limit: int) -> float:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from openjepa.recipe.base import Probability, Section, check_width
+from openjepa.recipe.base import NotNegative, Probability, Section, check_width
 from openjepa.recipe.views import Mask, ViewGroup
 
 
@@ -173,6 +173,16 @@ class Supervised(MethodSection):
     """Share of the target that all classes have in equal parts."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     """How often a layer is skipped for an image: rises linearly to this at the last layer (1603.09382)."""
+    mixup: NotNegative = 0.0
+    """Blend pairs of images, by shares from Beta(mixup, mixup) (1710.09412); 0 is off."""
+    cutmix: NotNegative = 0.0
+    """Paste a box of one image into another, its area from Beta(cutmix, cutmix) (1905.04899); 0 is off. Half the batches each
+    where both are on."""
+
+    @property
+    def of_whole_batch(self) -> str | None:
+        """Mixing, whose partners are images of the batch."""
+        return next((f"method.{key} {value:g}" for key in ("mixup", "cutmix") if (value := getattr(self, key))), None)
 
 
 def _read_name(method: Any) -> Any:

@@ -38,8 +38,8 @@ class Data(Section):
     """Images per optimizer step, over all processes and micro-batches; auto takes the largest batch that fits into memory."""
     workers: int = Field(default=2, ge=0)
     """Processes that decode images; 0 decodes in the training process."""
-    normalization: Literal["imagenet", "measured"] = "imagenet"
-    """Channel mean and standard deviation: ImageNet's, or measured on the training images."""
+    normalization: Literal["imagenet", "measured", "init"] = "imagenet"
+    """Channel mean and standard deviation: ImageNet's, measured on the training images, or those of the weights of --init."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -243,6 +243,8 @@ class Recipe(Section):
                     f"views.{name}.size {group.size} is not data.image_size {self.data.image_size}, for which a masked method's "
                     "predictor has positions; change data.image_size"
                 )
+            if group.rand_augment and self.data.channels not in (1, 3):
+                raise ValueError(f"views.{name}.rand_augment {group.rand_augment} needs data.channels 1 or 3; use 0")
             if group.count != default.count:
                 raise ValueError(f"views.{name}.count {group.count}: method.name {self.method.name} takes {default.count}")
         self.method.check_patch(patch**2 * self.data.channels)

@@ -47,6 +47,10 @@ class ViewGroup(Section):
     """Side of a view in pixels, or height and width; null takes data.image_size."""
     crop_scale: Range | None = (0.3, 1.0)
     """Share of the image that a random crop keeps, smallest and largest; null: resize and centre crop."""
+    rand_augment: int = Field(default=0, ge=0)
+    """Operations of RandAugment (1909.13719) on a view of 1 or 3 channels; 0 is none."""
+    rand_magnitude: float = Field(default=9.0, ge=0, le=10)
+    """How strong they are, 0 to 10, plus a normal deviate of 0.5."""
     flip: Probability = 0.5
     """How often a view is mirrored left to right."""
     colour: Probability = 0.0

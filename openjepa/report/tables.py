@@ -16,6 +16,7 @@ from openjepa.evals import TASKS
 from openjepa.runs.folder import Row
 
 ENCODERS = {"pixels": "Raw pixels", "random": "Random encoder", "context": "Context encoder", "target": "Target encoder"}
+TITLES = {name: task.title for name, task in TASKS.items()} | {"classification": "Fine-tuned"}  # which trains, so no row of TASKS
 ALWAYS = (("knn", 1), ("linear", 1))  # columns that every table has
 
 Column = tuple[str, int]  # a task and a number of layers
@@ -99,7 +100,7 @@ def _name_data(record: Row, part: str) -> str:
 
 
 def _tabulate(train: str, test: str, records: list[Row]) -> ProbeTable:
-    tasks = list(TASKS)
+    tasks = list(TITLES)
     found = sorted(
         {_column_of(record) for record in records} | set(ALWAYS),
         key=lambda column: (tasks.index(column[0]) if column[0] in tasks else len(tasks), column),
@@ -123,7 +124,7 @@ def _column_of(record: Row) -> Column:
 def _name_column(column: Column, records: list[Row]) -> str:
     """A column's heading; k-NN says the k that its records agree on."""
     task, layers = column
-    title = TASKS[task].title if task in TASKS else task
+    title = TITLES.get(task, task)
     counts = {(record.get("hyper_parameters") or {}).get("k") for record in records if record["task"] == task}
     if task == "knn" and counts not in (set(), {None}):
         title = f"{counts.pop()}-NN" if len(counts) == 1 else "k-NN"

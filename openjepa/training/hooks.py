@@ -32,7 +32,13 @@ if TYPE_CHECKING:
     from openjepa.training.session import Session
 
 MIN_HEALTH_ROWS = 10  # a short run is measured more often than health.every_steps, or no trend could be seen
-JUDGED_METRICS = ("loss", "explained_variance", "explained_content", "content_frac")  # of a step, that health rows repeat
+JUDGED_METRICS = (
+    "loss",
+    "explained_variance",
+    "explained_content",
+    "content_frac",
+    "train_accuracy",
+)  # of a step, that health rows repeat
 PACE_ROWS = 4  # the last health measurements, between which a step is timed for a plan
 SPEED_ROWS = 5  # logged steps after which a run first says how fast it is; the very first is left out, it warms up
 
@@ -271,6 +277,7 @@ class Save:
             "mean": session.facts["mean"],
             "std": session.facts["std"],
             "num_classes": session.facts["num_classes"],
+            "classes": session.facts.get("classes"),
             "num_skipped": trainer.num_skipped,
             "skipped_in_a_row": trainer.skipped_in_a_row,
             "scaler": trainer.scaler.state_dict(),

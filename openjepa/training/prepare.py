@@ -30,7 +30,10 @@ MEASURED_FRAC = 0.05  # of a run's minutes: at most this share goes into timing 
 
 def describe_run(recipe: Recipe, source: ImageSource, initial: InitialWeights | None) -> dict[str, Any]:
     """Measure what a new run needs to know, and give what its run.json will hold. Writes nothing."""
-    mean, std = find_normalization(recipe.data, source)
+    if recipe.data.normalization == "init" and initial is not None:
+        mean, std = initial.mean, initial.std
+    else:
+        mean, std = find_normalization(recipe.data, source)
     threads, step_s = count_threads(recipe, source, mean, std), None
     length, num_classes = recipe.train.run_length, count_classes(recipe, source)
     if length.unit == "minutes":
@@ -54,13 +57,14 @@ def describe_run(recipe: Recipe, source: ImageSource, initial: InitialWeights | 
         "mean": mean,
         "std": std,
         "num_classes": num_classes,
+        "classes": None if num_classes is None else list(source.classes),
         "num_parameters": {name: count for name in sorted(parts) if (count := count_trained(parts[name]))},
         "versions": describe_versions(),
         "git": read_git_state(),
         "hardware": describe_machine(device),
         "precision": choose_precision(device, recipe.train.precision),
         "threads": threads,
-        "init": initial and {"checkpoint": str(initial.path), "sha256": initial.sha256, "taken": initial.describe(recipe.grid)},
+        "init": initial and initial.to_record(recipe.grid),
         "started": now(),
         "finished": None,
     }

@@ -188,7 +188,7 @@ class Session:
     def _reopen_initial(self) -> InitialWeights:
         """The checkpoint that this run was started from; ValueError if it is no longer the same file."""
         recorded = self.facts["init"]
-        initial = open_initial(recorded["checkpoint"], self.recipe)
+        initial = open_initial(recorded["checkpoint"], self.recipe, recorded.get("encoder"))
         if initial.sha256 != recorded["sha256"]:
             raise ValueError(f"{initial.path} has changed since this run was started from it; start a new one")
         return initial

@@ -38,6 +38,7 @@ class InitialWeights:
     mean: list[float]  # of the images that they were trained on, in [0, 1], one value a channel
     std: list[float]
     num_encoders: int  # of the run
+    encoder: str | None  # the only one taken, where the user chose
     has_predictor: bool  # the run
 
     def fill(self, method: Method) -> None:
@@ -50,17 +51,26 @@ class InitialWeights:
                 table = resize_positions(weights["pos_embed"][0], self.grid, method.context_encoder.grid)[None]
                 method.get_submodule(part).load_state_dict(weights | {"pos_embed": table}, strict=True)
 
+    def to_record(self, grid: tuple[int, int]) -> dict[str, str | None]:
+        """What run.json says of them, and what opens them again."""
+        return {"checkpoint": str(self.path), "sha256": self.sha256, "encoder": self.encoder, "taken": self.describe(grid)}
+
     def describe(self, grid: tuple[int, int]) -> str:
         """What a run on this grid takes, in a line."""
-        given = [part.replace("_", " ") for part in ENCODERS if part in self.parts]
+        given = (
+            [f"{self.encoder} encoder"] if self.encoder else [part.replace("_", " ") for part in ENCODERS if part in self.parts]
+        )
         encoders = " and ".join(given) + (" (for both encoders)" if len(given) < self.num_encoders else "")
         predictor = "predictor" if "predictor" in self.parts else "a new predictor" if self.has_predictor else "nothing else"
         resized = f"; positions resized from {self.grid[0]} x {self.grid[1]} to {grid[0]} x {grid[1]} patches"
         return f"{encoders}, {predictor}{resized if grid != self.grid else ''}; step 0, fresh optimizer"
 
 
-def open_initial(checkpoint: str | Path, recipe: Recipe) -> InitialWeights:
-    """Read a run folder's newest checkpoint or a checkpoint file; ValueError if it does not fit the recipe."""
+def open_initial(checkpoint: str | Path, recipe: Recipe, encoder: str | None = None) -> InitialWeights:
+    """Read a run folder's newest checkpoint or a checkpoint file; ValueError if it does not fit the recipe.
+
+    encoder: context or target, to start the run's encoder from that one and take nothing else.
+    """
     path = find_checkpoint(checkpoint).resolve()
     tensors, info = load_checkpoint(path, prefix="method.")
     theirs = build_recipe(info["recipe"], where=f"the recipe in {path}")
@@ -68,8 +78,10 @@ def open_initial(checkpoint: str | Path, recipe: Recipe) -> InitialWeights:
     for key, value in tensors.items():
         _, part, name = key.split(".", 2)
         parts.setdefault(part, {})[name] = value
+    if encoder is not None:
+        parts = {"context_encoder": weights} if (weights := parts.get(f"{encoder}_encoder")) else {}
     if not parts.keys() & set(ENCODERS):
-        raise ValueError(f"{path} holds no encoder")
+        raise ValueError(f"{path} holds no {f'{encoder} encoder' if encoder else 'encoder'}")
     with torch.device("meta"):
         method = make_method(recipe, num_classes=2)
     num_encoders, has_predictor = len(method.encoders()), hasattr(method, "predictor")
@@ -78,7 +90,7 @@ def open_initial(checkpoint: str | Path, recipe: Recipe) -> InitialWeights:
     if _find_kind(recipe) is None or _find_kind(theirs) != _find_kind(recipe):
         parts.pop("predictor", None)
     _require_same_shapes(recipe, theirs, "predictor" in parts, path.name)
-    return InitialWeights(path, digest(path), parts, theirs.grid, info["mean"], info["std"], num_encoders, has_predictor)
+    return InitialWeights(path, digest(path), parts, theirs.grid, info["mean"], info["std"], num_encoders, encoder, has_predictor)
 
 
 def _find_kind(recipe: Recipe) -> str | None:

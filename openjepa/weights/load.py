@@ -58,12 +58,13 @@ def find_checkpoint(run: str | Path) -> Path:
 
 
 class TrainedMethod(NamedTuple):
-    """A whole method as a checkpoint holds it, its recipe, and the normalisation of its images in [0, 1]."""
+    """A whole method as a checkpoint holds it, its recipe, the normalisation of its images in [0, 1], and its classes if any."""
 
     method: Method
     recipe: Recipe
     mean: list[float]
     std: list[float]
+    classes: list[str] | None
 
 
 def load_method(checkpoint: Path) -> TrainedMethod:
@@ -80,7 +81,7 @@ def load_method(checkpoint: Path) -> TrainedMethod:
             raise ValueError(f"{checkpoint.name} holds no {name} encoder")
     weights = {name.removeprefix("method."): value for name, value in tensors.items()}
     method.load_state_dict(weights, strict=True, assign=True)
-    return TrainedMethod(method.eval(), recipe, info["mean"], info["std"])
+    return TrainedMethod(method.eval(), recipe, info["mean"], info["std"], info.get("classes"))
 
 
 def _recipe_of(info: dict[str, Any]) -> Recipe:

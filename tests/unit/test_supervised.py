@@ -8,6 +8,7 @@ from PIL import Image
 
 from openjepa.data.batch import one_view
 from openjepa.data.sources import open_source
+from openjepa.methods.supervised import mix
 from openjepa.recipe.edit import with_changes
 from openjepa.recipe.files import load_recipe
 from openjepa.training.build import count_classes, make_batches
@@ -28,6 +29,43 @@ def test_the_loss_is_cross_entropy_with_smoothed_labels():
         )
     assert float(loss) == pytest.approx(expected / 6, rel=1e-5)
     assert float(metrics["train_accuracy"]) == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+def test_what_is_wanted_of_a_mixture_is_the_share_of_each_image_in_it(mixup: float, cutmix: float):
+    """Each image has one grey level, so that its pixels tell how much of whom is there (1710.09412; 1905.04899, section 3.1)."""
+    levels, wanted = torch.tensor([0.0, 1.0, 10.0, 100.0]), torch.eye(4)
+    images = levels[:, None, None, None].expand(4, 2, 12, 16)
+    ways = set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        mixed, shares = mix(images, wanted, mixup, cutmix)
+        assert torch.allclose(shares.sum(1), torch.ones(4))
+        assert torch.allclose(mixed.mean((1, 2, 3)), shares @ levels, atol=1e-3)
+        ways |= {"blend"} if not bool(torch.isin(mixed, levels).all()) else set()
+        ways |= {"box"} if any(len(image.unique()) > 1 for image in mixed) else set()
+        torch.manual_seed(seed)
+        assert torch.equal(mix(images, wanted, mixup, cutmix)[0], mixed)
+    assert ways == ({"box"} if not mixup else {"blend"} if not cutmix else {"box", "blend"})
+
+
+def test_a_share_of_mixup_follows_its_beta_distribution():
+    """Beta(a, a) has mean 1/2 and variance 1 / (4 (2a + 1))."""
+    images, wanted = torch.zeros(2, 1, 4, 4), torch.eye(2)
+    shares = []
+    for seed in range(3000):
+        torch.manual_seed(seed)
+        mixed = mix(images, wanted, 0.8, 0.0)[1]
+        if float(mixed[0, 0]) != 1.0:  # its partner was another
+            shares.append(float(mixed[0, 0]))
+    found = torch.tensor(shares)
+    assert float(found.mean()) == pytest.approx(0.5, abs=0.03)
+    assert float(found.var()) == pytest.approx(1 / (4 * 2.6), rel=0.1)
+
+
+def test_mixing_refuses_to_be_accumulated():
+    with pytest.raises(ValueError, match=r"method\.cutmix 1.*whole batch"):
+        small_recipe("supervised", method__cutmix=1.0, train__accumulation_steps=2)
 
 
 def test_labels_are_those_of_the_images_that_were_seen(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import math
+import random
 from unittest.mock import Mock
 
 import numpy as np
@@ -19,6 +20,7 @@ from torchvision.transforms import functional as tv
 from openjepa.data import colour
 from openjepa.data.decode import Decoded, DecodeError, Picture, open_image
 from openjepa.data.normalization import measure_normalization
+from openjepa.data.rand_augment import rand_augment
 from openjepa.data.views import View, ViewPlan, cut, draw_crop, evaluation_view, training_views
 from openjepa.recipe.views import ViewGroup
 from tests.messy_folder import draw_picture
@@ -388,3 +390,20 @@ def test_normalization_looks_at_so_many_images_spread_evenly():
     mean, std = measure_normalization(Pictures(images), 8)
     np.testing.assert_allclose(mean, everything.mean(axis=0))
     np.testing.assert_allclose(std, everything.std(axis=0))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rand_augment_is_the_view_s_own(channels: int):
+    """The same generator gives the same view, whatever Python's and NumPy's global generators did, and leaves these alone."""
+    view = np.random.default_rng(0).integers(0, 256, (24, 20, channels), dtype=np.uint8)
+    changed = []
+    for place in range(8):
+        random.seed(1)
+        np.random.seed(1)
+        first = rand_augment(view, 2, 9.0, np.random.default_rng(place))
+        assert random.random() == random.Random(1).random() and np.random.random() == np.random.RandomState(1).random()
+        second = rand_augment(view, 2, 9.0, np.random.default_rng(place))
+        np.testing.assert_array_equal(first, second)
+        assert first.shape == view.shape and first.dtype == np.uint8
+        changed.append(first.tobytes())
+    assert len(set(changed)) > 4

@@ -18,6 +18,8 @@ from openjepa.data.sources.contract import ImageSource as ImageSource
 from openjepa.data.sources.contract import Labels as Labels
 from openjepa.data.sources.contract import printable as printable
 from openjepa.data.sources.contract import spread as spread
+from openjepa.data.sources.few import FewSource as FewSource
+from openjepa.data.sources.few import open_few, split_few
 from openjepa.data.sources.folder import FolderSource as FolderSource
 from openjepa.data.sources.folder import list_files as list_files
 from openjepa.data.sources.folder import open_folder
@@ -28,17 +30,31 @@ class SourceKind(NamedTuple):
     """A row of SOURCES: what stands behind `NAME:`, and how it is opened.
 
     examples: specs, for messages. open: called on (spec, what follows the colon, channels), it gives the source or raises
-    ValueError. is_path: whether what follows the colon begins with a path, up to the next colon.
+    ValueError. canonical: the same words for the same data, of what follows the colon.
     """
 
     examples: tuple[str, ...]
     open: Callable[[str, str, int], ImageSource]
-    is_path: bool = False
+    canonical: Callable[[str], str] = str
+
+
+def _canonical_path(rest: str) -> str:
+    """FOLDER or FOLDER:HALF with the folder's real path."""
+    folder, colon, half = rest.rpartition(":") if ":" in rest else (rest, "", "")
+    return f"{os.path.realpath(os.path.expanduser(folder))}{colon}{half}"
+
+
+def _canonical_few(rest: str) -> str:
+    labels, draw, whole = split_few(f"few:{rest}", rest)
+    return f"{labels}:{draw}:{canonical_spec(whole)}"
 
 
 SOURCES = {
     "sample": SourceKind(("sample:train", "sample:test"), open_sample),
-    "fashion-mnist": SourceKind(("fashion-mnist:FOLDER:train", "fashion-mnist:FOLDER:test"), open_fashion_mnist, is_path=True),
+    "fashion-mnist": SourceKind(("fashion-mnist:FOLDER:train", "fashion-mnist:FOLDER:test"), open_fashion_mnist, _canonical_path),
+    "few": SourceKind(
+        ("few:LABELS:DRAW:DATA",), lambda spec, rest, channels: open_few(spec, rest, channels, open_source), _canonical_few
+    ),
 }
 
 
@@ -63,10 +79,7 @@ def canonical_spec(spec: str) -> str:
     name, _, rest = spec.partition(":")
     if name not in SOURCES or not rest:
         return os.path.realpath(os.path.expanduser(spec))
-    if not SOURCES[name].is_path:
-        return spec
-    folder, colon, half = rest.rpartition(":") if ":" in rest else (rest, "", "")
-    return f"{name}:{os.path.realpath(os.path.expanduser(folder))}{colon}{half}"
+    return f"{name}:{SOURCES[name].canonical(rest)}"
 
 
 def name_held_out(spec: str) -> str | None:

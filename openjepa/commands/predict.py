@@ -1,0 +1,44 @@
+"""`openjepa predict`: the class of every image by a trained classifier, as a table that any tool reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from pyarrow import csv, parquet
+
+from openjepa.data.sources import open_source
+from openjepa.engine.precision import pick_device
+from openjepa.evals.classifier import load_classifier
+from openjepa.evals.features import extract_features
+from openjepa.runs.atomic import whole
+
+SUFFIXES = (".csv", ".parquet")
+
+
+def predict(run: str | Path, images: str, out: str | Path, device: str = "auto") -> int:
+    """Write path, label (where images have one), predicted class and its probability; gives the number of rows.
+
+    ValueError if the run holds no classifier, the images cannot be read, or the file's name ends in neither .csv nor .parquet.
+    """
+    path = Path(out)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path}: predictions are written as {' or '.join(SUFFIXES)}; end the name in one of them")
+    classifier = load_classifier(run, device)
+    source = open_source(images, classifier.channels)
+    found = extract_features(classifier, source, device=pick_device(device), label="predict")
+    best = torch.from_numpy(found.rows).softmax(1).max(1)
+    columns = {"path": pa.array([source.path(number) for number in found.image_idx.tolist()], pa.string())}
+    if found.labels is not None:
+        columns["label"] = pa.array([found.classes[label] for label in found.labels.tolist()], pa.string())
+    columns["predicted"] = pa.array([classifier.classes[number] for number in best.indices.tolist()], pa.string())
+    columns["probability"] = pa.array(best.values.numpy())
+    table = pa.table(columns)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as temporary:
+        if path.suffix.lower() == ".csv":
+            csv.write_csv(table, temporary)
+        else:
+            parquet.write_table(table, temporary)
+    return len(table)
