@@ -111,7 +111,7 @@ def _find_recipe(start: Start, source: ImageSource, name: str, changes: Mapping[
         chosen, words = with_changes(fit_to_encoder(load_recipe(name), start), changes), []
     if not isinstance(chosen.method, Supervised):
         raise ValueError(
-            f"recipe {chosen.name} trains by method.name {chosen.method.name}; fine-tuning is by supervised: {RECIPE}"
+            f"recipe {chosen.name} has method.name {chosen.method.name}; fine-tuning takes supervised, as {RECIPE} has"
         )
     return chosen, words
 

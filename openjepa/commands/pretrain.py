@@ -47,7 +47,8 @@ def pretrain(
     data: a folder, `sample:train`, or `fashion-mnist:FOLDER:train`. recipe: a Recipe, auto, a shipped name or a YAML file; on
     resume None and auto take the recorded one. changes: values of dotted keys in place of the recipe's. init: a checkpoint or
     run whose weights a new run starts from; init_encoder: the one of its encoders to start from, and nothing else. words: lines
-    to say once nothing can be refused any more. Raises ValueError (bad input), OSError (disk), ArithmeticError (ten non-finite steps in a row), Interrupted.
+    to say once nothing can be refused any more. Raises ValueError (bad input), OSError (disk), ArithmeticError (ten non-finite
+    steps in a row), Interrupted.
     """
     console = console or Console(stderr=True, soft_wrap=True)
     folder = RunFolder(out)
