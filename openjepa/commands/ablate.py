@@ -4,7 +4,7 @@ Each table has the brief's rows and, beside what was measured, the brief's claim
 docs/brief.md). Masks cover about the brief's 25 % (context) and 15 % (target) in the table of masks, and are the recipe's
 in the others; predictors are to the recipe's own as the brief's to its 384 x 6. I-JEPA predicts features wherever targets
 are not the question, whatever the recipe predicts; pixels and their PCA are MAE's. Left out: fine-tuning, and any table
-that the brief has not.
+that the brief lacks.
 """
 
 from __future__ import annotations

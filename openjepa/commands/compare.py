@@ -144,7 +144,7 @@ def _probe(folder: Path, encoder: Candidate, labels: str, test: str) -> dict[str
     depth = 1 if encoder == "pixels" else len(trained.vit.blocks)
     tasks = [(task, layers) for task, layers in COLUMNS.values() if layers <= depth]
     if encoder == "pixels" and trained.size[0] * trained.size[1] * trained.channels > MOST_PIXELS:
-        tasks = [("knn", 1)]  # a linear probe of so many pixels would take longer than the runs
+        tasks = [("knn", 1)]  # a linear probe of raw pixels would take longer than the runs
     records = evaluate_many(folder, [encoder], tasks, labels, test, keep_features=False)
     found = {(record["task"], record["layers"]): 100 * record[record["main"]] for record in records}
     return {name: found.get(column) for name, column in COLUMNS.items()}

@@ -238,7 +238,7 @@ def _read(path: Path, encoder: EncoderName | None) -> Weights:
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path)
         if "info" in metadata:
-            raise ValueError(f"{path} is a checkpoint of OpenJEPA already; use it as it is")
+            raise ValueError(f"{path} is a checkpoint of OpenJEPA already: use it without importing it")
         facts = safetensors.read_facts(metadata)
         if not timm.is_timm(tensors):
             raise ValueError(f"{path}: no encoder that we know, its names start with {', '.join(sorted(tensors)[:3])}")
@@ -255,7 +255,7 @@ def _read(path: Path, encoder: EncoderName | None) -> Weights:
 
 def _read_folder(folder: Path, encoder: EncoderName | None) -> Weights:
     if (folder / "run.json").exists():
-        raise ValueError(f"{folder} is a run of OpenJEPA already; use it as it is")
+        raise ValueError(f"{folder} is a run of OpenJEPA already: use it without importing it")
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json: neither a Hugging Face folder nor one of timm")
     settings = read_json(folder / "config.json")

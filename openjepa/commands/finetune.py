@@ -129,7 +129,7 @@ def fit_to_encoder(recipe: Recipe, start: Start, changes: Mapping[str, Any] | No
 
 
 def choose(start: Start, source: ImageSource) -> tuple[Recipe, list[Choice]]:
-    """Settings for so many labels, each with its reason."""
+    """Settings that fit the number of labels, each with its reason."""
     assert source.labels is not None, source.spec
     images, classes = len(source), len(np.unique(source.labels))
     view = start.recipe.views.get(MAIN)

@@ -144,7 +144,7 @@ def open_image(path: str, channels: int) -> Picture:
 
 @contextmanager
 def _decode_errors(path: str) -> Iterator[None]:
-    """Whatever goes wrong inside is a DecodeError; odd metadata and big images warn nobody: an image is read or refused."""
+    """Whatever goes wrong inside is a DecodeError; odd metadata and big images give no warning: an image is read or refused."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -88,7 +88,7 @@ def _shows_colour(pixels: Pixels) -> bool:
 
 FEW_IMAGES = 100  # a tenth of the smallest number that a recipe was tried with, small_1k
 FEWEST_IMAGES = 10  # below, a healthy encoder's effective rank is as low as a collapsed one's
-MANY_FRAC = 0.5  # of the sample: so many copies or flat images are no accident
+MANY_FRAC = 0.5  # share of the sample; more copies or flat images than this are not an accident
 
 
 class Finding(NamedTuple):

@@ -35,7 +35,7 @@ def find_normalization(settings: Data, source: ImageSource) -> tuple[list[float]
 def measure_normalization(source: ImageSource, num_images: int) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel in [0, 1] units, over images spread evenly through the source.
 
-    Every image weighs the same, whatever its size; of large ones only every so many-th pixel is looked at. The standard
+    Every image weighs the same, whatever its size; large ones are read with a stride. The standard
     deviation is at least LOWEST_STD. Unreadable images are left out; DecodeError if there is no other.
     """
     means, squares = [], []

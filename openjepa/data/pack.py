@@ -1,4 +1,4 @@
-"""Write a pack: every image of a source decoded once, its shorter side at most so many pixels. packed.py says what is in it.
+"""Write a pack: every image of a source decoded once, its shorter side at most SIZE pixels. packed.py says what is in it.
 
 A pack appears whole or not at all: it grows in a hidden folder beside its place and is renamed at the end. What a killed
 attempt has left there is overwritten by the next one.
@@ -55,7 +55,7 @@ def write_pack(source: ImageSource, out: Path, size_px: int, workers: int = 0) -
     if out.exists():
         raise ValueError(f"{out} exists already; choose another folder, or remove it first")
     if size_px < 1:
-        raise ValueError(f"size {size_px} is no number of pixels; images need 1 or more")
+        raise ValueError(f"size must be at least 1 pixel, not {size_px}")
     out.parent.mkdir(parents=True, exist_ok=True)
     _check_room(source, out, size_px)
     growing = out.parent / f".{out.name}.packing"
@@ -147,7 +147,7 @@ class _Parts(Dataset[_Part]):
 
 
 def _shrink(image: Picture, size_px: int) -> Pixels:
-    """The image with a shorter side of size_px, or as it is where that is no smaller."""
+    """The image with a shorter side of size_px, or unchanged where it is not larger."""
     height, width = image.size
     if min(height, width) <= size_px:
         return image.decode()
@@ -156,7 +156,7 @@ def _shrink(image: Picture, size_px: int) -> Pixels:
 
 
 def _fit(size: tuple[int, int], size_px: int) -> tuple[int, int]:
-    """Height and width of an image as it is packed."""
+    """Height and width of a packed image."""
     scale = min(1.0, size_px / min(size))
     return round(size[0] * scale), round(size[1] * scale)
 

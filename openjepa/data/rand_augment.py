@@ -21,7 +21,7 @@ GREY = 128  # what moved edges are filled with
 
 
 def rand_augment(view: Pixels, operations: int, magnitude: float, generator: np.random.Generator) -> Pixels:
-    """The view (H, W, 1 or 3) after so many operations."""
+    """The view (H, W, 1 or 3) after `operations` random operations."""
     channels = view.shape[2]
     image = Image.fromarray(view[:, :, 0] if channels == 1 else view)
     with _seeded(int(generator.integers(2**32))):

@@ -36,7 +36,7 @@ Item = TypeVar("Item")
 def stream_items(
     dataset: Dataset[Item] | Dataset[Item | ValueError], numbers: range, workers: int, pin_memory: bool = False
 ) -> Generator[Item, None, None]:
-    """Items of a data set in the order of their numbers, made ahead of time by so many workers; errors among them are raised.
+    """Items of a data set in the order of their numbers, made ahead of time by `workers` processes; errors among them are raised.
 
     Closing the generator, or the end of the program, ends its workers. Raises ChildProcessError if one of them dies.
     """
@@ -58,7 +58,7 @@ def stream_items(
 
 
 def _has_room(needed: int) -> bool:
-    """Whether shared memory has this many bytes free. A batch that finds no room there is lost, and awaited for ever."""
+    """Whether shared memory has this many bytes free. Without room for a batch the loader would wait without end."""
     if not SHARED_MEMORY.is_dir():
         return True
     found = os.statvfs(SHARED_MEMORY)

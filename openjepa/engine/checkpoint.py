@@ -116,7 +116,7 @@ def find_latest(folder: Path) -> tuple[Path | None, list[str]]:
         newer = [other for other in cut_off if _step(other) > _step(path)]
         return path, damaged + [f"{other}: its save was cut off, {_note(other).name} is missing" for other in newer]
     if paths:
-        raise ValueError(f"{folder} holds no undamaged checkpoint ({'; '.join(damaged)}); move the folder away to start anew")
+        raise ValueError(f"{folder} holds no undamaged checkpoint ({'; '.join(damaged)}); move the folder away to start again")
     return None, []
 
 

@@ -1,7 +1,7 @@
 """fp8: the linear maps of transformer layers as products of 8-bit floating-point numbers, for GPUs that multiply them.
 
 Source: Micikevicius et al. 2022 (arXiv 2209.05433): e4m3 for activations and weights, e5m2 for gradients, each tensor scaled to
-fill the range. torchao does it, with scales found anew at each use; weights stay float32 under their names, so that checkpoints
+fill the range. torchao does it, with scales measured at each use; weights stay float32 under their names, so that checkpoints
 are the same. Left out: row-wise scales, and everything but linear maps within layers. Pinned by tests/unit/test_fp8.py.
 """
 

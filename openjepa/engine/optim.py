@@ -24,7 +24,7 @@ from openjepa.recipe.sections import Optim
 class WeightGroup(NamedTuple):
     """Weights that are treated alike.
 
-    layers_above: of a layer of the encoder, how many layers lie above it, by which its rate falls; None of what is no encoder.
+    layers_above: of a layer of the encoder, how many layers lie above it, by which its rate falls; else None.
     """
 
     weights: list[nn.Parameter]
@@ -67,7 +67,7 @@ def clip_gradients(weights: list[nn.Parameter], max_norm: float | None) -> torch
 
 
 def step_where(finite: Bool[Tensor, ""], optimizer: AdamW) -> None:
-    """One step of the optimizer if `finite`, none if not; a fused one finds out on its device, and nobody waits for the answer.
+    """One step of the optimizer if `finite`, none if not; a fused one decides on its device, without blocking the host.
 
     Its `found_inf` is PyTorch's own way, as GradScaler.step takes it; here a loss that is not finite counts as well.
     """
@@ -81,7 +81,7 @@ def step_where(finite: Bool[Tensor, ""], optimizer: AdamW) -> None:
 
 
 def momentum_where(finite: Bool[Tensor, ""], momentum: float) -> Float64[Tensor, ""]:
-    """The momentum if `finite`, else 1, which leaves the target as it is; on the device of `finite`."""
+    """The momentum if `finite`, else 1, which leaves the target unchanged; on the device of `finite`."""
     return torch.where(finite, torch.full((), momentum, dtype=torch.float64, device=finite.device), 1.0)
 
 

@@ -1,4 +1,4 @@
-"""What keeps a GPU busy: batches that are there before they are needed, and answers that nobody waits for.
+"""What keeps a GPU busy: batches copied ahead of time, and flags read without blocking the host.
 
 The CPU only writes down what the GPU is to do, and is ahead of it. Two things would make it stop in each step: copying the batch,
 and asking whether the step was finite. So the copy runs on a stream of its own beside the step before, and the answer is read
@@ -29,7 +29,7 @@ def place_ahead(items: Iterable[Item], place: Callable[[Item], Placed], device: 
     copying, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
     free = computing.record_event()
     for item in items:
-        copying.wait_event(free)  # memory of the item before last is written over only when nobody computes with it
+        copying.wait_event(free)  # memory of the item before last is written over only when no kernel reads it any more
         with torch.cuda.stream(copying):
             placed = place(item)
         computing.wait_stream(copying)

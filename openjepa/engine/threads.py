@@ -51,7 +51,7 @@ def _time(step: Callable[[], object], clock: Callable[[], float]) -> list[float]
 
 @contextmanager
 def use_threads(count: int) -> Iterator[None]:
-    """PyTorch with so many threads, and afterwards with as many as before."""
+    """PyTorch with `threads` threads; restores the number afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

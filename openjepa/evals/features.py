@@ -182,7 +182,7 @@ class FeatureStore:
         encoder = self.encoder
         if layers != 1:
             if not isinstance(encoder, Encoder):
-                raise ValueError(f"only encoders of OpenJEPA have a choice of layers, {self.label} has not: use --layers 1")
+                raise ValueError(f"{self.label} has no choice of layers, which encoders of OpenJEPA have: use --layers 1")
             encoder = encoder.with_layers(layers)
         return self._find(source, f"pooled-{layers}", encoder, patches=False)
 
@@ -252,7 +252,7 @@ def _evaluating(encoder: ImageEncoder, device: torch.device) -> Iterator[None]:
 
 
 def _progress_bar(label: str | None) -> Progress:
-    """A bar on standard error that leaves nothing behind; silent where that is no terminal."""
+    """A bar on standard error that leaves nothing behind; silent unless standard error is a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=label is None or not console.is_terminal)

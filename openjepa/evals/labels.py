@@ -101,7 +101,7 @@ def _labels_of(source: ImageSource) -> list[int]:
 
 
 def match_names(features: Features, classes: list[str]) -> Integers:
-    """Labels of images (n,) as indices into the classes of a trained classifier, by name. ValueError for a class it has not."""
+    """Labels of images (n,) as indices into the classes of a trained classifier, by name. ValueError for any other class."""
     number = {_normal(name): index for index, name in enumerate(classes)}
     names = _class_names(features)
     if unknown := sorted(set(names) - number.keys()):

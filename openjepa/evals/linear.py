@@ -32,7 +32,7 @@ from openjepa.evals.outcome import HOLD_OUT, Outcome
 # Fashion-MNIST, 10,000 labels: raw pixels do best at 1e-2, a random encoder, whose features are nearly parallel, at 1e-8.
 L2_STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
 PATIENCE = 2  # strengths in a row that better nothing end the search, once one was better than chance
-EVERY = 10  # one training image in so many is held out
+EVERY = 10  # one training image in EVERY is held out
 MAX_ITERATIONS = 500
 # Largest entry of the gradient relative to the objective, in scaled coordinates. On pixels and
 # untrained encoders of Fashion-MNIST, and on pixels of clip art, the search ended within 3 % of the

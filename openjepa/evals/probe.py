@@ -1,4 +1,4 @@
-"""A k-NN probe that a run takes of itself every so many steps, beside the untrained encoder and raw pixels."""
+"""A k-NN probe that a run takes of itself at fixed intervals, beside the untrained encoder and raw pixels."""
 
 from __future__ import annotations
 

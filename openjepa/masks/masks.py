@@ -95,7 +95,7 @@ class Masks:
         return [self.take(start, stop) for start, stop in pairwise(edges)]
 
     def pad(self, multiple: int) -> Masks:
-        """Rows padded on, contexts and blocks each to a multiple of so many entries: few shapes instead of one a batch."""
+        """Rows padded on, contexts and blocks each to a multiple of `multiple`: few shapes instead of one a batch."""
 
         if multiple == 1:
             return self
@@ -107,7 +107,7 @@ class Masks:
         return Masks(fill(self.context_idx), self.context_lengths, fill(self.target_idx), self.target_lengths)
 
     def repeat(self, times: int) -> Masks:
-        """The masks of every image so many times in a row."""
+        """The masks of every image, `times` times in a row."""
         return Masks(*(tensor.repeat_interleave(times, dim=0) for tensor in self._tensors()))
 
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 Source: Chen et al. 2020 (arXiv 2002.05709). In reading order: views (section 2.1; recipe/methods.py has their colour
 changes), encoder f and projector g (section 2.1: a hidden layer with ReLU), NT-Xent loss (equation 1). Deviations: f is
-a ViT with mean pooling, not a ResNet; g has no batch norm, which the paper's code has and its text has not; AdamW as
+a ViT with mean pooling, not a ResNet; g has no batch norm, which the paper's code has and its text does not mention; AdamW as
 for all methods here, not LARS. Pinned by tests/unit/test_simclr.py.
 """
 

@@ -41,7 +41,7 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
 
     def with_layers(self, num_layers: int) -> Encoder:
-        """The same weights with `pooled` of so many last layers. ValueError if there are not so many."""
+        """The same weights with `pooled` of the last `num_layers` layers. ValueError if the encoder has fewer."""
         if num_layers == self.num_layers:
             return self
         mean, std = self.mean.flatten().tolist(), self.std.flatten().tolist()

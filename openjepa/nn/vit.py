@@ -167,7 +167,7 @@ class VisionTransformer(timm_vit.VisionTransformer):
         kept_idx: Int[Tensor, "batch kept"] | None = None,
         kept_mask: Bool[Tensor, "batch kept"] | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Encode all patches of normalised images, or only those kept; kept_mask is True where an index is no padding."""
+        """Encode all patches of normalised images, or only those kept; kept_mask is False at padding."""
         tokens = self.embed(images)
         if kept_idx is not None:
             tokens = gather_tokens(tokens, kept_idx)

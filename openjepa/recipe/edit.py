@@ -37,12 +37,12 @@ def with_changes(recipe: Recipe, changes: Mapping[str, Any], where: str | None =
 
 
 def read_assignments(words: Iterable[str]) -> Values:
-    """{dotted key: value} of words such as optim.lr=1e-3; a value is read as YAML. ValueError if a word is no assignment."""
+    """{dotted key: value} of words such as optim.lr=1e-3; a value is read as YAML. ValueError if a word is not an assignment."""
     changes: Values = {}
     for word in words:
         key, sign, value = word.partition("=")
         if not sign or not key:
-            raise ValueError(f"{word!r} is no KEY=VALUE, as in train.length=300steps; `openjepa keys` lists the keys")
+            raise ValueError(f"{word!r} is not KEY=VALUE, as in train.length=300steps; `openjepa keys` lists the keys")
         try:
             changes[key.replace("-", "_")] = yaml.safe_load(value)
         except yaml.YAMLError:

@@ -34,7 +34,7 @@ class MethodSection(Section):
         return None
 
     def check_patch(self, num_values: int) -> None:
-        """ValueError if the method cannot work on patches of so many values (pixels times channels)."""
+        """ValueError if the method cannot work on patches of num_values values (pixels times channels)."""
 
 
 class Predictor(Section):

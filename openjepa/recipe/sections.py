@@ -116,7 +116,7 @@ class Train(Section):
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Everything random is a function of the seed and the position in the stream of images."""
     log_every_steps: int = Field(default=10, ge=1)
-    """A line in metrics.jsonl every so many steps."""
+    """Steps between lines in metrics.jsonl."""
 
     @field_validator("length", mode="before")
     @classmethod
@@ -137,7 +137,7 @@ class Train(Section):
 
 class Checkpoint(Section):
     every_steps: int | None = Field(default=None, ge=1)
-    """Save the latest state every so many steps; null: once an epoch."""
+    """Steps between saves of the latest state; null: one save an epoch."""
     every_epochs: int = Field(default=10, ge=1)
     """Checkpoints at these epochs are kept for good."""
     keep: int = Field(default=2, ge=1)
@@ -153,13 +153,13 @@ class Probe(Section):
 
 class Health(Section):
     every_steps: int = Field(default=100, ge=1)
-    """Measure rank, variance, drift and explained variance every so many steps; at least ten times a run."""
+    """Measure rank, variance, drift and explained variance at this interval in steps; at least ten times a run."""
     num_images: int = Field(default=256, ge=2)
     """Training images that health is measured on, the same ones throughout."""
     probe: Probe | None = None
     """Labelled data on which to measure 20-NN accuracy while training; null is none."""
     probe_every_steps: int = Field(default=1000, ge=1)
-    """Measure it every so many steps."""
+    """Steps between measurements."""
 
 
 class Recipe(Section):
@@ -267,7 +267,7 @@ class Recipe(Section):
 
 
 def _over(default: ViewGroup, given: Any) -> Any:
-    """A group's values over the defaults; its mask's over the default mask's. What is no mapping is left to be refused."""
+    """A group's values over the defaults; its mask's over the default mask's. Anything but a mapping is left to validation."""
     if not isinstance(given, dict):
         return given
     mask = given.get("mask", {})

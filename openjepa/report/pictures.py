@@ -2,7 +2,7 @@
 
 Patch-PCA maps show the first three principal components of patch features as red, green and blue, as in DINOv2 (Oquab et al.
 2023, arXiv 2304.07193, figure 1), without its foreground threshold. Mask colours are Okabe and Ito's, which people with the
-common kinds of colour blindness tell apart: blue for the context, warm colours for targets, grey for what nobody sees.
+common kinds of colour blindness tell apart: blue for the context, warm colours for targets, grey for hidden patches.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONTEXT = (0, 114, 178)
 UNSEEN = (205, 208, 212)
 TARGETS = ((230, 159, 0), (213, 94, 0), (204, 121, 167), (240, 228, 66), (0, 158, 115))
 MAX_THUMBNAIL_PX = 192
-TINY_PX = 96  # below this a browser's smoothing would blur what there is
+TINY_PX = 96  # below this a browser's smoothing would blur the pixels
 PERCENTILES = (1.0, 99.0)  # a few odd patches do not wash out the others' colours
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 CHANGED_FRAC = 0.05  # of a run's steps: a plan as close as this is kept
 
-Plan = tuple[int, int]  # from this step on, the run has so many steps
+Plan = tuple[int, int]  # the step from which it counts, and the run's number of steps
 
 
 class _Piece(NamedTuple):

@@ -57,7 +57,7 @@ class StepImages(NamedTuple):
 
 @dataclass
 class StepRecord:
-    """What one step did; tensors stay on the device until somebody logs them."""
+    """What one step did; tensors stay on the device until they are logged."""
 
     step: int
     metrics: dict[str, Tensor]

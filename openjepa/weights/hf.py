@@ -254,7 +254,7 @@ class HFEncoder(nn.Module):
 def load_hf_encoder(folder: Path) -> HFEncoder:
     """A folder of config.json and model.safetensors, read by transformers and nothing else; no code in it is run.
 
-    ValueError if it is no such folder, or no vision transformer with patches.
+    ValueError for another folder, or a model that is not a vision transformer with patches.
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json; hf:FOLDER is a folder of config.json and model.safetensors")

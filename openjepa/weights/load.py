@@ -23,7 +23,7 @@ def load_encoder(run: str | Path, encoder: EncoderName = "context", device: str 
     """The encoder of a run folder's newest checkpoint, or of a checkpoint file, ready for evaluation.
 
     Called on (B, C, H, W) images, uint8 or floats in [0, 1], it gives `pooled` (B, D x layers) and `patches` (B, h, w, D).
-    ValueError if there is no undamaged checkpoint, or it has no such encoder or not so many layers.
+    ValueError if there is no undamaged checkpoint, or it lacks the encoder or the layers.
     """
     prefix = f"method.{encoder}_encoder."
     tensors, info = load_checkpoint(find_checkpoint(run), prefix)

@@ -88,7 +88,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def infer_recipe(weights: Weights, heads: int | None = None) -> Recipe:
     """The paper's recipe for these weights, with the values that their shapes give; heads as recorded, given or tabled.
 
-    ValueError if this is no encoder that we have, or other heads are given than the file records.
+    ValueError if this is not an encoder of ours, or other heads are given than the file records.
     """
     if heads is not None and weights.heads not in (None, heads):
         raise ValueError(f"it records {weights.heads} attention heads, not {heads}: drop --heads {heads}")
@@ -174,7 +174,7 @@ def check_fit(weights: Weights, recipe: Recipe) -> None:
 
 
 def check_values(weights: Weights, to_float32: bool) -> None:
-    """ValueError for a weight that is no float32, unless it may be converted in place, or that is not finite."""
+    """ValueError for a weight that is not float32, unless it may be converted in place, or that is not finite."""
     for name, value in weights.tensors.items():
         if value.layout != torch.strided or not value.is_floating_point():
             raise ValueError(f"{name} is {value.dtype}, not floating point")

@@ -42,7 +42,7 @@ def is_release(content: Any) -> bool:
 
 
 def read_release(content: dict[str, Any]) -> Weights:
-    """The weights of a checkpoint of the release; ValueError if a part is no state dict."""
+    """The weights of a checkpoint of the release; ValueError if a part is not a state dict."""
     tensors: dict[str, Tensor] = {}
     for part in PARTS:
         if part in content:

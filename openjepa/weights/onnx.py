@@ -1,6 +1,6 @@
 """ONNX: one graph from images to features, checked in onnxruntime.
 
-Input `images`, float32 in [0, 1], (batch, C, H, W): the normalization is inside the graph, so that nobody can forget it. The
+Input `images`, float32 in [0, 1], (batch, C, H, W): the normalization is inside the graph, so that callers cannot forget it. The
 graph cannot refuse other values, as our encoder does; the input's description says what it takes, and onnxruntime refuses uint8.
 Outputs `pooled` (batch, D) and `patches` (batch, down, across, D). The batch is free, the image size fixed. Weights lie in
 PATH.data beside the graph, since a protobuf holds no more than 2 GB.

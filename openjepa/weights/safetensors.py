@@ -50,7 +50,7 @@ def read_facts(metadata: dict[str, str]) -> dict[str, Any]:
     except ValueError:
         facts = None
     if not isinstance(facts, dict):
-        raise ValueError(f"damaged metadata: {ENTRY} is no JSON object")
+        raise ValueError(f"damaged metadata: {ENTRY} is not a JSON object")
     return facts
 
 

@@ -416,7 +416,7 @@ def test_words_of_a_command_line_are_values() -> None:
     assert recipe.views["main"].crop_scale == (0.3, 1.0) and recipe.optim.clip_grad_norm is None
     assert recipe.method.regularizer == methods.Regularizer(name="sigreg", weight=0.01, acts_on="tokens")
     for word in ("train.length", "=5"):
-        with pytest.raises(ValueError, match="is no KEY=VALUE"):
+        with pytest.raises(ValueError, match="is not KEY=VALUE"):
             read_assignments([word])
     with pytest.raises(ValueError, match="optim.betas: the value '\\[0.9' cannot be read as YAML"):
         read_assignments(["optim.betas=[0.9"])

@@ -50,7 +50,7 @@ class Chunk:
 
 
 def make_scenes(out: Path, *, train: int, test: int, size: int, seed: int, processes: int | None = None) -> None:
-    """Draw so many training and test scenes of size x size pixels into a new folder; None takes every core.
+    """Draw training and test scenes of size x size pixels into a new folder; None takes every core.
 
     Raises ValueError if OUT exists or a value is out of range, OSError where it cannot be written.
     """
@@ -203,7 +203,7 @@ def _count_cores() -> int:
 
 
 def _progress_bar() -> Progress:
-    """A bar on standard error that leaves nothing behind; silent where that is no terminal."""
+    """A bar on standard error that leaves nothing behind; silent unless standard error is a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

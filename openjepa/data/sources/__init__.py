@@ -61,7 +61,7 @@ SOURCES = {
 def open_source(spec: str, channels: int) -> ImageSource:
     """Open what the user names: a folder, a pack, or a spec of SOURCES.
 
-    Images are converted to so many channels. Raises ValueError with one line if there is nothing to read.
+    Images are converted to `channels` channels. Raises ValueError with one line if there is nothing to read.
     """
     name, _, rest = spec.partition(":")
     if name in SOURCES and rest:

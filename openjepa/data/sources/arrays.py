@@ -37,7 +37,7 @@ class ArraySource:
         return Decoded(self.load(index))
 
     def load(self, index: int) -> Pixels:
-        """Grey as it is, repeated for colour; a fourth or second channel is opaque alpha."""
+        """Grey unchanged, repeated for colour; a fourth or second channel is opaque alpha."""
         grey: Pixels = self.images[index][:, :, None]
         if self.channels == 1:
             return grey

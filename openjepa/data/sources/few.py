@@ -1,4 +1,4 @@
-"""Some images of each class of another source: `few:LABELS:DRAW:DATA`, as when only so many had been labelled.
+"""Some images of each class of another source: `few:LABELS:DRAW:DATA`, as if only these had been labelled.
 
 LABELS images of each class, or all where a class has no more, drawn without replacement by the number DRAW. A draw of more
 labels holds every image of a smaller one, so that a curve over labels adds images and exchanges none.

@@ -31,7 +31,7 @@ class FolderSource:
         return len(self.files)
 
     def open(self, index: int) -> Picture:
-        """Read the file's header, and if it is no JPEG its pixels."""
+        """Read the file's header, and its pixels unless it is a JPEG."""
         return open_image(self.files[index], self.channels)
 
     def load(self, index: int) -> Pixels:

@@ -39,7 +39,7 @@ def read_fashion_mnist(folder: str | Path, part: str) -> tuple[UInt8[np.ndarray,
 
 
 def read_idx(path: Path, dimensions: int) -> UInt8[np.ndarray, " ..."]:
-    """An idx file of unsigned bytes with so many dimensions; ValueError if it is anything else or damaged."""
+    """An idx file of unsigned bytes with `dimensions` dimensions; ValueError if it is anything else or damaged."""
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             header = file.read(4 + 4 * dimensions)

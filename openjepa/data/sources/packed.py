@@ -71,7 +71,7 @@ def is_pack(folder: Path) -> bool:
 
 
 def read_packed_channels(spec: str) -> int | None:
-    """Channels of the images in a pack; None if it is no pack or a damaged one, which open_pack then says."""
+    """Channels of the images in a pack; None if it is not a pack, or a damaged one, which open_pack reports."""
     try:
         return int(json.loads(pq.read_schema(Path(spec).expanduser() / TABLE).metadata[METADATA_KEY])["channels"])
     except (ValueError, LookupError, TypeError, OSError, pa.ArrowException):
@@ -79,7 +79,7 @@ def read_packed_channels(spec: str) -> int | None:
 
 
 def open_pack(spec: str, channels: int) -> PackSource:
-    """Open a pack's folder. ValueError with one line if it is damaged or cannot give so many channels."""
+    """Open a pack's folder. ValueError with one line if it is damaged or cannot give `channels` channels."""
     folder = Path(spec).expanduser()
     try:
         table = pq.read_table(folder / TABLE, page_checksum_verification=True)
@@ -103,11 +103,11 @@ def open_pack(spec: str, channels: int) -> PackSource:
         paths = table["path"].to_pylist()
     except (ValueError, LookupError, TypeError, OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{spec} is a damaged pack: {reason}; make it anew with openjepa pack") from None
+        raise ValueError(f"{spec} is a damaged pack: {reason}; pack the images again with openjepa pack") from None
     if channels != packed_channels and (packed_channels, channels) != (3, 1):
         raise ValueError(
             f"{spec} holds images of {packed_channels} channels and {channels} are asked for; "
-            f"make it anew with openjepa pack --channels {channels}"
+            f"pack the images again with openjepa pack --channels {channels}"
         )
     pixels = np.memmap(folder / PIXELS, np.uint8, mode="r")
     return PackSource(spec, channels, paths, labels, classes, columns["offset"], shapes, pixels)
