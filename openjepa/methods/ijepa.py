@@ -77,7 +77,7 @@ class IJEPA(MaskedMethod):
 
 
 def real_mask(mask: Bool[Tensor, "*shape"]) -> Bool[Tensor, "*shape"] | None:
-    """The mask, or None where nothing is padded, which lets attention skip it. On a GPU the mask: reading it would block the host."""
+    """The mask, or None where nothing is padded, which lets attention skip it. On a GPU the mask: reading it blocks the host."""
     return None if mask.device.type == "cpu" and bool(mask.all()) else mask
 
 
