@@ -16,12 +16,27 @@ SMALL = {
     "model.width": 32, "model.depth": 2, "model.heads": 2, "model.patch_size": 4,
 }  # fmt: skip
 SMALL_PREDICTOR = {"method.predictor.width": 16, "method.predictor.depth": 2, "method.predictor.heads": 2}
-RATES = {"momentum": 0.99}
+SMALL_SECTIONS = {  # of a method, beside the small encoder
+    "ijepa": SMALL_PREDICTOR,
+    "mae": SMALL_PREDICTOR,
+    "byol": {"method.projector_hidden": 16, "method.projector_width": 8},
+    "mocov3": {"method.projector_hidden": 16, "method.projector_width": 8},
+}
+SMALL_SECTIONS["dino"] = {
+    "method.head.hidden": 16, "method.head.bottleneck": 8, "method.head.prototypes": 24, "views.local.size": 16,
+    "views.local.count": 2,
+}  # fmt: skip
+SMALL_SECTIONS["ibot"] = SMALL_SECTIONS["dino"]
+SMALL_SECTIONS["data2vec"] = {
+    "method.decoder.width": 8, "method.decoder.depth": 1, "method.decoder.groups": 4, "method.averaged_layers": 1,
+    "views.main.mask.per_view": 3,
+}  # fmt: skip
+RATES = {"momentum": 0.99, "teacher_temperature": 0.05, "last_layer": 1.0}
 
 
 def small_recipe(method: str = "ijepa", **changes: object) -> Recipe:
     """A recipe of a method with a small encoder; changes by dotted key, written with __ for a dot: optim__lr=1e-3."""
-    values = SMALL | {"method.name": method} | (SMALL_PREDICTOR if method in ("ijepa", "mae") else {})
+    values = SMALL | {"method.name": method} | SMALL_SECTIONS.get(method, {})
     return build_recipe(nest(values | {key.replace("__", "."): value for key, value in changes.items()}))
 
 

@@ -19,6 +19,7 @@ from openjepa.data.loader import evaluation_batches
 from openjepa.data.sources import ImageSource, name_held_out, open_source, spread
 from openjepa.engine.neighbours import find_neighbours
 from openjepa.health.verdict import LEARNED_VARIANCE_FRAC, MAX_GRAD_NORM, MIN_FEATURE_VARIANCE, RunFacts, find_healthy_rank
+from openjepa.methods.masked import MaskedMethod
 from openjepa.nn.encoder import Encoder, EncoderOutput
 from openjepa.report.page import build_report
 from openjepa.report.pictures import Beliefs, Neighbours, Pictures
@@ -87,7 +88,7 @@ def _draw_beliefs(checkpoint: Path, source: ImageSource, pool: ImageSource) -> t
         trained = load_method(checkpoint)
     except ValueError as error:
         return None, f"Nothing is known of what the predictor believes: {error}."
-    if trained.recipe.mask is None:
+    if not isinstance(trained.method, MaskedMethod):
         return None, ""
     is_held_out = source.spec != pool.spec
     num_shown = min(NUM_BELIEFS, len(source) if is_held_out else len(source) // 2)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openjepa.masks import Masks
 
-MAIN = "main"  # the group that every method has
+MAIN = "main"  # the group of a method that has only one kind of views
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Views:
 
     images: UInt8[Tensor, "B V C H W"] | Float[Tensor, "B V C H W"]
     masks: Masks | None = None
-    """Of B * V views, those of an image in a row; None where nothing is hidden."""
+    """Of B * V views, those of an image in a row, and of a view in a row if it has several; None where nothing is hidden."""
 
     @property
     def flat(self) -> UInt8[Tensor, "views C H W"] | Float[Tensor, "views C H W"]:

@@ -162,11 +162,11 @@ class _MicroBatches(Dataset[Batch | ValueError]):
         """The masks of a group's views of this micro-batch, and its share of the global batch's real target tokens."""
         settings, group = self.settings, self.settings.groups[number]
         assert group.views.mask is not None
-        num_views = group.views.count
+        per_image = group.views.count * group.views.mask.per_view
         drawn = sample_masks(
-            group.views.mask, group.grid, settings.batch_size * num_views, seed=settings.seed, step=step, group=number
+            group.views.mask, group.grid, settings.batch_size * per_image, seed=settings.seed, step=step, group=number
         )
-        masks = drawn.take(first * num_views, (first + count) * num_views)
+        masks = drawn.take(first * per_image, (first + count) * per_image)
         return masks, float(masks.target_lengths.sum() / drawn.target_lengths.sum())
 
     def _make_views(self, number: int, position: int, skipped: list[tuple[str, str]]) -> tuple[list[View], int]:

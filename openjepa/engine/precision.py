@@ -82,6 +82,11 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
+def widen(tensor: Tensor) -> Tensor:
+    """The tensor in float32, unless it is float64."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def make_scaler(device: torch.device, precision: Precision) -> torch.amp.GradScaler:
     """Gradient scaler, active for fp16 alone."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")

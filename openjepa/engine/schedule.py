@@ -30,6 +30,11 @@ def cosine_weight_decay(step: int | float, total_steps: int, start: float, end: 
     return interpolate_cosine((step + 1) / total_steps, start, end)
 
 
+def ramp(step: int | float, steps: float, start: float, end: float) -> float:
+    """Linear from start to end over the first `steps` steps, then end."""
+    return end if step >= steps else start + (end - start) * step / steps
+
+
 def target_momentum(
     step: int | float, total_steps: int, schedule: Literal["cosine", "linear", "fixed"], start: float, end: float
 ) -> float:

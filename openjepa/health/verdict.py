@@ -29,6 +29,8 @@ LEARNED_VARIANCE_FRAC = 0.05  # a predictor that explains less knows next to not
 KNOWN_VARIANCE_FRAC = 0.3  # a predictor that has explained this much once had learned something ...
 LOST_FRAC = 0.55  # ... and lost it at this share: 98 runs that learned kept 0.65 or more, three at too high a rate 0.53 or less
 ABOVE_CHANCE = 4.0  # standard errors of the accuracy of guessing: what a classifier that learns is above chance
+UNIFORM_ENTROPY = 0.9999  # of assignments, as a share of the largest: they tell views apart by nothing
+ONE_PROTOTYPE_ENTROPY = 1e-4  # of the batch's mean assignment: every view has the same prototype
 MIN_MEASUREMENTS = 3  # below this there is no trend to judge
 DEFAULT_LIMIT = 96  # rank_limit of runs of version 0.1, which did not record it: the demo's width
 
@@ -132,6 +134,8 @@ def _judge_features(rows: Sequence[Row], run: RunFacts) -> tuple[str, str, str]:
     if rank < before and rank - 1 < COLLAPSING_FRAC * (best - 1):
         reason = f"the effective rank fell from {best:.1f} to {rank:.1f} and is still falling."
         return "collapsing", reason, f"If it keeps falling, start again: {advise_against_collapse(run)}."
+    if useless := _describe_assignments(rows[-2:]):
+        return "collapsed", f"{useless}; {ranks}.", f"Start again: {advise_against_collapse(run)}."
     explained = now.get("explained_variance")
     most_explained = max(row.get("explained_variance", 0.0) for row in rows)
     if explained is not None and most_explained > KNOWN_VARIANCE_FRAC and explained < LOST_FRAC * most_explained:
@@ -160,6 +164,18 @@ def _judge_classifier(rows: Sequence[Row], run: RunFacts, num_classes: int) -> t
     return "healthy", reason, "Go on. What counts is its accuracy on test images."
 
 
+def _describe_assignments(rows: Sequence[Row]) -> str | None:
+    """What is wrong with assignments to prototypes in all these rows, of a method that has some; None if nothing is.
+
+    Both limits are where assignments hold no information, whatever the features are like.
+    """
+    if all(row.get("teacher_entropy", 0.0) > UNIFORM_ENTROPY for row in rows):
+        return "the target assigns every view to all prototypes alike"
+    if all(row.get("usage_entropy", 1.0) < ONE_PROTOTYPE_ENTROPY for row in rows):
+        return "the target assigns every view to the same prototype"
+    return None
+
+
 def find_healthy_rank(first: float, limit: int) -> float:
     """The effective rank from which on features count as richer than the untrained encoder's, of rank `first`.
 
@@ -182,6 +198,8 @@ def advise_against_collapse(run: RunFacts) -> str:
     choices.append(_advise_rate(run, "lower"))
     if momentum is not None and momentum < 1:
         choices.append(f"raise method.momentum.start above {momentum:g}")
+    if (temperature := run.setting("method.teacher_temperature.end")) is not None:
+        choices.append(f"lower method.teacher_temperature.end, now {temperature:g}")
     return " or ".join(choices)
 
 

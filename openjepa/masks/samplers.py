@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from openjepa.masks.block import sample_block
+from openjepa.masks.inverse_block import sample_inverse_block
 from openjepa.masks.masks import Masks
 from openjepa.masks.multiblock import sample_multiblock
 from openjepa.masks.random import sample_random
@@ -25,6 +26,7 @@ SAMPLERS: dict[str, Sampler] = {
     "union": sample_union,
     "random": sample_random,
     "block": sample_block,
+    "inverse_block": sample_inverse_block,
 }
 
 # Sets the masks' generator apart from those of the other random parts of a run.

@@ -7,7 +7,8 @@ fused attention; compute again what is cheap or large: norms, GELU, casts, expli
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -34,8 +35,20 @@ def call_layer(checkpointing: Checkpointing, layer: Callable[..., Tensor], *argu
         return layer(*arguments)
     if checkpointing == "selective":
         contexts = partial(create_selective_checkpoint_contexts, _choose)
-        return checkpoint(layer, *arguments, use_reentrant=False, context_fn=contexts)
+        with _without_cached_casts():
+            return checkpoint(layer, *arguments, use_reentrant=False, context_fn=contexts)
     return checkpoint(layer, *arguments, use_reentrant=False)
+
+
+@contextmanager
+def _without_cached_casts() -> Iterator[None]:
+    """Each pass casts weights by itself. A second pass that used the first's casts would do other operations when repeated."""
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
 
 
 def _choose(_context: Any, operation: Any, *_arguments: Any, **_named: Any) -> CheckpointPolicy:

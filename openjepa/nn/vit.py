@@ -171,16 +171,28 @@ class VisionTransformer(timm_vit.VisionTransformer):
         tokens = self.embed(images)
         if kept_idx is not None:
             tokens = gather_tokens(tokens, kept_idx)
-        encoded: Tensor = self.norm(run_layers(self.blocks, tokens, kept_mask, self.checkpointing))
+        return self.encode(tokens, kept_mask)
+
+    def encode(
+        self, tokens: Float[Tensor, "batch tokens dim"], token_mask: Bool[Tensor, "batch tokens"] | None = None
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """The layers and the final norm on tokens that have their positions; token_mask is True at real tokens."""
+        encoded: Tensor = self.norm(run_layers(self.blocks, tokens, token_mask, self.checkpointing))
         return encoded
+
+    def layer_outputs(
+        self, images: Float[Tensor, "batch channels height width"], count: int
+    ) -> list[Float[Tensor, "batch tokens dim"]]:
+        """Outputs of the last `count` layers on all patches, first to last, as they are."""
+        tokens = self.embed(images)
+        layers, outputs = list(self.blocks), []
+        for part in (layers[: len(layers) - count + 1], *([layer] for layer in layers[len(layers) - count + 1 :])):
+            tokens = run_layers(part, tokens, None, self.checkpointing)
+            outputs.append(tokens)
+        return outputs
 
     def last_layers(
         self, images: Float[Tensor, "batch channels height width"], count: int
     ) -> list[Float[Tensor, "batch tokens dim"]]:
         """Outputs of the last `count` layers on all patches, first to last, each layer-normed without weights."""
-        tokens = self.embed(images)
-        layers, outputs = list(self.blocks), []
-        for part in (layers[: len(layers) - count + 1], *([layer] for layer in layers[len(layers) - count + 1 :])):
-            tokens = run_layers(part, tokens, None, self.checkpointing)
-            outputs.append(functional.layer_norm(tokens, tokens.shape[-1:], eps=1e-6))
-        return outputs
+        return [functional.layer_norm(tokens, tokens.shape[-1:], eps=1e-6) for tokens in self.layer_outputs(images, count)]

@@ -11,6 +11,7 @@ import yaml
 from openjepa.recipe.check import build_recipe
 from openjepa.recipe.methods import SECTIONS
 from openjepa.recipe.sections import Recipe
+from openjepa.recipe.views import ViewGroup
 
 Values = dict[str, Any]
 
@@ -18,8 +19,8 @@ Values = dict[str, Any]
 def merge(base: Values, over: Values) -> Values:
     """A recipe's values over those of another. With another method, what does not fit it is left behind.
 
-    Of the base's method section the keys stay that both methods have, and of its views the groups that both have, masked in
-    both or in neither. So `method.name=ijepa` over an MAE recipe keeps its masks, predictor and regulariser.
+    Of the base's method section the keys stay that both methods have, and of its views the groups that both have and mask
+    alike. So `method.name=ijepa` over an MAE recipe keeps its masks, predictor and regulariser.
     """
     before, after = _name_method(base) or "ijepa", _name_method(over)
     if after is not None and before != after and {before, after} <= SECTIONS.keys():
@@ -108,9 +109,14 @@ def _fit_to_method(base: Values, before: str, after: str) -> Values:
     common = new.model_fields.keys() & old.model_fields.keys() - {"name"}
     method, views = base.get("method"), base.get("views", {})
     method = method if isinstance(method, dict) else {}
-    kinds = {name: (group.count, group.mask is None) for name, group in old.VIEWS.items()}
-    alike = [name for name, group in new.VIEWS.items() if kinds.get(name) == (group.count, group.mask is None)]
+    kinds = {name: _find_kind(group) for name, group in old.VIEWS.items()}
+    alike = [name for name, group in new.VIEWS.items() if kinds.get(name) == _find_kind(group)]
     fitted = {"method": {key: value for key, value in method.items() if key in common}}
     if isinstance(views, dict):
         fitted["views"] = {name: group for name, group in views.items() if name in alike}
     return base | fitted
+
+
+def _find_kind(group: ViewGroup) -> tuple[int, bool, bool]:
+    """Number of views, whether they are masked, and whether several times: another method takes a group that agrees in these."""
+    return group.count, group.mask is None, group.mask is not None and group.mask.per_view > 1

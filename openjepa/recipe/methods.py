@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from openjepa.recipe.base import NotNegative, Probability, Section, check_width
+from openjepa.recipe.base import DecayRate, NotNegative, Probability, Section, check_width
 from openjepa.recipe.views import Mask, ViewGroup
 
 
@@ -20,6 +20,8 @@ class MethodSection(Section):
     name: str
     VIEWS: ClassVar[dict[str, ViewGroup]]
     """The groups of views that the method takes, with their defaults."""
+    ANY_COUNT: ClassVar[frozenset[str]] = frozenset()
+    """The groups of which a recipe may ask for any number of views."""
     NEEDS_LABELS: ClassVar[bool] = False
     """Whether the training images need class labels."""
 
@@ -163,6 +165,159 @@ class SimCLR(MethodSection):
         return "method.name simclr"
 
 
+# BYOL's two kinds of views (2006.07733, appendix B, table 6), which MoCo v3, DINO and iBOT take over.
+FIRST = ViewGroup(crop_scale=(0.08, 1.0), colour=0.8, jitter=(0.4, 0.4, 0.2, 0.1), grey=0.2, blur=1.0)
+SECOND = FIRST.model_copy(update={"blur": 0.1, "solarize": 0.2})
+
+
+class Followed(MethodSection):
+    """What the methods share that have no predictor of tokens, and a target encoder that follows the trained one."""
+
+    momentum: Momentum = Momentum(schedule="cosine")
+
+
+class BYOL(Followed):
+    VIEWS: ClassVar[dict[str, ViewGroup]] = {"first": FIRST, "second": SECOND}
+
+    name: Literal["byol"] = "byol"
+    """BYOL (2006.07733): predict what a target network makes of the other view."""
+    projector_width: int = Field(default=256, ge=2)
+    """Width of the vectors that are compared."""
+    projector_hidden: int = Field(default=4096, ge=1)
+    """Width of the hidden layers of projector and predictor."""
+
+    @property
+    def of_whole_batch(self) -> str | None:
+        """Batch norm."""
+        return "method.name byol"
+
+    @property
+    def compares_images(self) -> str | None:
+        """Batch norm of one image is zero."""
+        return "method.name byol"
+
+
+class MoCoV3(Followed):
+    VIEWS: ClassVar[dict[str, ViewGroup]] = {"first": FIRST, "second": SECOND}
+
+    name: Literal["mocov3"] = "mocov3"
+    """MoCo v3 (2104.02057): tell the other view, seen by a target network, from other images."""
+    projector_width: int = Field(default=256, ge=2)
+    """Width of the vectors that are compared."""
+    projector_hidden: int = Field(default=4096, ge=1)
+    """Width of the hidden layers of projector and predictor."""
+    temperature: float = Field(default=0.2, gt=0)
+    """What similarities are divided by before the softmax."""
+    freeze_patches: bool = True
+    """Leave the patch projection as it was drawn."""
+    momentum: Momentum = Momentum(schedule="cosine", start=0.99)
+
+    @property
+    def of_whole_batch(self) -> str | None:
+        """Batch norm, and every image is compared with all others."""
+        return "method.name mocov3"
+
+    @property
+    def compares_images(self) -> str | None:
+        """One image has nothing to be told from."""
+        return "method.name mocov3"
+
+
+class Head(Section):
+    hidden: int = Field(default=2048, ge=1)
+    """Width of the hidden layers of the head."""
+    bottleneck: int = Field(default=256, ge=2)
+    """Width of the vectors that are compared with the prototypes."""
+    prototypes: int = Field(default=65536, ge=2)
+    """How many prototypes views are assigned to."""
+
+
+class TeacherTemperature(Section):
+    start: float = Field(default=0.04, gt=0)
+    """Temperature of the target's assignments at the first step."""
+    end: float = Field(default=0.07, gt=0)
+    """Temperature after the warm-up."""
+    warmup_frac: Probability = 0.1
+    """Share of the run over which it goes from start to end."""
+
+
+class DINO(Followed):
+    VIEWS: ClassVar[dict[str, ViewGroup]] = {
+        "first": FIRST.model_copy(update={"crop_scale": (0.25, 1.0)}),
+        "second": SECOND.model_copy(update={"crop_scale": (0.25, 1.0)}),
+        "local": FIRST.model_copy(update={"count": 8, "size": 96, "crop_scale": (0.05, 0.25), "blur": 0.5}),
+    }
+    ANY_COUNT: ClassVar[frozenset[str]] = frozenset({"local"})
+
+    name: Literal["dino"] = "dino"
+    """DINO (2104.14294): agree with a target network on prototypes, across large and small crops."""
+    head: Head = Head()
+    temperature: float = Field(default=0.1, gt=0)
+    """What the trained network's cosines are divided by before the softmax."""
+    teacher_temperature: TeacherTemperature = TeacherTemperature()
+    centre_momentum: DecayRate = 0.9
+    """How much of the centre of the target's outputs stays in a step."""
+    frozen_frac: Probability = 0.01
+    """Share of the run over which the prototypes do not move."""
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    """How often a layer is skipped for a view: rises linearly to this at the last layer (1603.09382)."""
+
+
+HIDDEN = Mask(sampler="random", context_scale=(0.5, 0.9), target_scale=(0.1, 0.5))
+
+
+class IBOT(DINO):
+    VIEWS: ClassVar[dict[str, ViewGroup]] = {
+        "first": FIRST.model_copy(update={"crop_scale": (0.25, 1.0), "mask": HIDDEN}),
+        "second": SECOND.model_copy(update={"crop_scale": (0.25, 1.0), "mask": HIDDEN}),
+        "local": DINO.VIEWS["local"].model_copy(update={"count": 10}),
+    }
+
+    name: Literal["ibot"] = "ibot"  # type: ignore[assignment]
+    """iBOT (2111.07832): DINO, and the same agreement on hidden patches."""
+    head: Head = Head(prototypes=8192)
+    masked_frac: Probability = 0.5
+    """How often a large view has its patches hidden."""
+    patch_weight: float = Field(default=1.0, ge=0)
+    """Weight of the loss on hidden patches beside the one between views."""
+
+    @property
+    def of_whole_batch(self) -> str | None:
+        """Each view's hidden patches count as one, however many they are."""
+        return "method.name ibot"
+
+
+class ConvDecoder(Section):
+    width: int = Field(default=768, ge=1)
+    """Channels of the convolutions."""
+    depth: int = Field(default=6, ge=1)
+    """Convolutions."""
+    kernel: int = Field(default=3, ge=1)
+    """Side of a kernel in patches, an odd number."""
+    groups: int = Field(default=16, ge=1)
+    """Groups of channels; must divide the encoder's width and the decoder's."""
+
+
+class Data2Vec(Followed):
+    VIEWS: ClassVar[dict[str, ViewGroup]] = {
+        "main": ViewGroup(
+            crop_scale=(0.2, 1.0),
+            mask=Mask(
+                sampler="inverse_block", per_view=16, num_contexts=6, context_scale=(9 / 196, 9 / 196), target_scale=(0.8, 0.8)
+            ),
+        )
+    }
+
+    name: Literal["data2vec"] = "data2vec"
+    """data2vec 2.0 (2212.07525): predict a target network's layers at hidden patches, from several contexts."""
+    decoder: ConvDecoder = ConvDecoder()
+    averaged_layers: int = Field(default=10, ge=1)
+    """How many last layers of the target encoder targets are the mean of."""
+    noise: float = Field(default=0.01, ge=0)
+    """Standard deviation of what the decoder finds at hidden patches."""
+    momentum: Momentum = Momentum(schedule="linear", start=0.9998, end=0.99999)
+
+
 class Supervised(MethodSection):
     VIEWS: ClassVar[dict[str, ViewGroup]] = {"main": ViewGroup(crop_scale=(0.08, 1.0))}
     NEEDS_LABELS: ClassVar[bool] = True
@@ -189,7 +344,11 @@ def _read_name(method: Any) -> Any:
     return method.get("name") if isinstance(method, dict) else getattr(method, "name", None)
 
 
-SECTIONS: dict[str, type[MethodSection]] = {"ijepa": IJEPA, "mae": MAE, "simclr": SimCLR, "supervised": Supervised}
+SECTIONS: dict[str, type[MethodSection]] = {
+    "ijepa": IJEPA, "mae": MAE, "simclr": SimCLR, "byol": BYOL, "mocov3": MoCoV3, "dino": DINO, "ibot": IBOT,
+    "data2vec": Data2Vec,
+    "supervised": Supervised,
+}  # fmt: skip
 
 if TYPE_CHECKING:
     AnyMethod = MethodSection

@@ -245,7 +245,9 @@ class Recipe(Section):
                 )
             if group.rand_augment and self.data.channels not in (1, 3):
                 raise ValueError(f"views.{name}.rand_augment {group.rand_augment} needs data.channels 1 or 3; use 0")
-            if group.count != default.count:
+            if group.mask is not None and default.mask is not None and group.mask.per_view > 1 and default.mask.per_view == 1:
+                raise ValueError(f"views.{name}.mask.per_view {group.mask.per_view}: method.name {self.method.name} takes 1")
+            if group.count != default.count and name not in self.method.ANY_COUNT:
                 raise ValueError(f"views.{name}.count {group.count}: method.name {self.method.name} takes {default.count}")
         self.method.check_patch(patch**2 * self.data.channels)
         if self.data.batch_size != "auto":

@@ -15,7 +15,9 @@ from openjepa.recipe.base import NotNegative, Probability, Range, Section, check
 
 class Mask(Section):
     sampler: str = "multiblock"
-    """multiblock (the paper's), union (the brief's), random, or block."""
+    """multiblock (the paper's), union (the brief's), random, block, or inverse_block (data2vec 2.0's)."""
+    per_view: int = Field(default=1, ge=1)
+    """Masks of each view, for a method that takes several."""
     num_contexts: int = Field(default=1, ge=1)
     """Context rectangles per image (multiblock always draws one)."""
     context_scale: Range = (0.85, 1.0)

@@ -114,6 +114,16 @@ TRAINING_PLANS = (
         top=1.0,
     ),
     Plan(
+        "entropy",
+        "Entropy of assignments",
+        (("teacher_entropy", "of a view"), ("usage_entropy", "of the batch's mean")),
+        "Of the target's assignments to prototypes, as a share of the largest. Both at 1: they tell nothing; both at 0: "
+        "one prototype has everything.",
+        bottom=0.0,
+        top=1.0,
+    ),
+    Plan("centre", "Norm of the centre", (("centre_norm", "norm"),), "Of the moving mean of the target's outputs.", bottom=0.0),
+    Plan(
         "train_accuracy",
         "Accuracy on training views",
         (("train_accuracy", "accuracy"),),

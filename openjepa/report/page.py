@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from openjepa.recipe.check import build_recipe
 from openjepa.recipe.edit import list_sections
+from openjepa.recipe.methods import Masked
 from openjepa.recipe.sections import Recipe
 from openjepa.report import figures, pictures, tables, words
 from openjepa.report.masks import MaskSheet, draw_sheet
@@ -65,7 +66,7 @@ def build_report(run: RunFolder, shown: Pictures | None = None, thresholds: Mapp
         mask_problem=mask_problem,
         maps=_map_patches(shown),
         neighbours=_show_neighbours(shown),
-        beliefs=_show_beliefs(shown, hides),
+        beliefs=_show_beliefs(shown, recipe is None or isinstance(recipe.method, Masked)),
         encoder=shown.encoder,
         facts=tables.list_facts(facts, train_rows, len(skipped)),
         recipe=yaml.safe_dump(facts["recipe"], sort_keys=False, width=100) if "recipe" in facts else None,

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from openjepa.masks import Masks, sample_masks
 from openjepa.methods.contract import Method
+from openjepa.methods.data2vec import Data2Vec
 from openjepa.methods.ijepa import IJEPA
 from openjepa.methods.masked import MaskedMethod
+from openjepa.methods.momentum import MomentumMethod
 from openjepa.nn.vit import VisionTransformer
 from openjepa.recipe.sections import Recipe
 
@@ -34,13 +36,33 @@ def count_flops(method: Method, recipe: Recipe) -> float:
         assert recipe.mask is not None
         masks = sample_masks(recipe.mask, recipe.grid, COUNTED_IMAGES, seed=recipe.train.seed, step=0)
         return sum(count_parts(method, masks).values()) / COUNTED_IMAGES
+    if isinstance(method, Data2Vec):
+        return count_data2vec(method, recipe)
     vit, flops = method.context_encoder, 0.0
-    for group in recipe.views.values():
+    for name, group in recipe.views.items():
         rows, columns = recipe.grid_of(group)
         seen = torch.full((group.count,), float(rows * columns), dtype=torch.float64)
-        flops += _embed(vit) * 2 * float(seen.sum()) + TRAINED * _count_layers(vit, seen)
-        flops += group.count * TRAINED * _count_maps(method)
+        vectors = group.count * (
+            1 + rows * columns if group.mask is not None else 1
+        )  # iBOT's head sees every patch of a masked view
+        flops += _embed(vit) * (2 if vit.patch_embed.proj.weight.requires_grad else 1) * float(seen.sum())
+        flops += TRAINED * _count_layers(vit, seen) + vectors * TRAINED * _count_maps(method, trained=True)
+        if isinstance(method, MomentumMethod) and name in method.seen_by_target:
+            flops += _embed(vit) * float(seen.sum()) + _count_layers(vit, seen)
+            flops += vectors * _count_maps(method, trained=False)
     return flops
+
+
+def count_data2vec(method: Data2Vec, recipe: Recipe) -> float:
+    """FLOPs of a step for each image: one pass of the target encoder, and context encoder and decoder on every mask."""
+    vit, decoder, mask = method.context_encoder, method.decoder, recipe.mask
+    assert mask is not None
+    drawn = sample_masks(mask, recipe.grid, COUNTED_IMAGES, seed=recipe.train.seed, step=0)
+    seen, patches = drawn.context_lengths.double(), vit.grid[0] * vit.grid[1]
+    context = 2 * _embed(vit) * float(seen.sum()) + TRAINED * _count_layers(vit, seen)
+    maps = sum(2 * layer.weight.numel() for layer in [*decoder.layers, decoder.output_proj])
+    target = _embed(vit) * patches + _count_layers(vit, torch.full((1,), float(patches), dtype=torch.float64))
+    return target + mask.per_view * (context / COUNTED_IMAGES + TRAINED * patches * maps)
 
 
 def count_parts(method: MaskedMethod, masks: Masks) -> dict[str, float]:
@@ -94,8 +116,8 @@ def _count_layers(vit: VisionTransformer, lengths: Lengths) -> float:
     return len(vit.blocks) * count_layer(lengths, vit.embed_dim, hidden)
 
 
-def _count_maps(method: Method) -> float:
-    """FLOPs of the linear maps of a method that are not the encoder's, on a vector, forward."""
+def _count_maps(method: Method, trained: bool) -> float:
+    """FLOPs of a method's linear maps outside its encoders on a vector, forward: of those that are trained, or of the others."""
     inside = {id(part) for vit in method.encoders().values() for part in vit.modules()}
     maps = [part for part in method.modules() if isinstance(part, nn.Linear) and id(part) not in inside]
-    return float(sum(2 * part.in_features * part.out_features for part in maps))
+    return float(sum(2 * part.weight.numel() for part in maps if part.weight.requires_grad == trained))

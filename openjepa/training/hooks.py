@@ -32,13 +32,10 @@ if TYPE_CHECKING:
     from openjepa.training.session import Session
 
 MIN_HEALTH_ROWS = 10  # a short run is measured more often than health.every_steps, or no trend could be seen
-JUDGED_METRICS = (
-    "loss",
-    "explained_variance",
-    "explained_content",
-    "content_frac",
-    "train_accuracy",
-)  # of a step, that health rows repeat
+JUDGED_METRICS = (  # of a step, that health rows repeat
+    "loss", "explained_variance", "explained_content", "content_frac", "train_accuracy", "pairs_found", "teacher_entropy",
+    "usage_entropy", "centre_norm",
+)  # fmt: skip
 PACE_ROWS = 4  # the last health measurements, between which a step is timed for a plan
 SPEED_ROWS = 5  # logged steps after which a run first says how fast it is; the very first is left out, it warms up
 

@@ -90,7 +90,7 @@ def heaviest_batches(recipe: Recipe) -> list[Batch]:
     groups = {}
     for name, group, view_size, grid in list_groups(recipe):
         images = torch.zeros(size, group.count, recipe.data.channels, *view_size, dtype=torch.uint8)
-        masks = None if group.mask is None else _find_heaviest(group.mask, grid).repeat(size * group.count)
+        masks = None if group.mask is None else _find_heaviest(group.mask, grid).repeat(size * group.count * group.mask.per_view)
         groups[name] = Views(images, masks)
     labels = torch.zeros(size, dtype=torch.int64) if recipe.method.NEEDS_LABELS else None
     batch = Batch(0, groups, torch.zeros(size, dtype=torch.int64), labels, share=1 / count)

@@ -27,6 +27,10 @@ REFUSED = {
     "method.pool_targets": _PREDICTS,
     "method.projector_width": _SHAPE,
     "method.projector_hidden": _SHAPE,
+    "method.head": _SHAPE,
+    "method.decoder": _SHAPE,
+    "method.averaged_layers": _PREDICTS,
+    "method.freeze_patches": "the optimizer's state is of the weights that were trained",
     "health.num_images": "earlier health measurements are of the recorded number",
     "number of classes": "the classifier was made for the recorded number",
 }

@@ -15,8 +15,8 @@ from openjepa.methods import Method
 from openjepa.nn.vit import VisionTransformer, make_layers
 from openjepa.recipe.check import build_recipe
 from openjepa.recipe.edit import nest
-from openjepa.recipe.methods import SECTIONS
-from tests.models import RATES, SMALL_PREDICTOR, small_method, small_recipe
+from openjepa.recipe.methods import SECTIONS, Masked
+from tests.models import RATES, SMALL_SECTIONS, small_method, small_recipe
 
 SIZE, CHANNELS = (32, 40), 2
 SHAPE = {"data__image_size": SIZE, "data__channels": CHANNELS}
@@ -31,7 +31,8 @@ SETTINGS = [
     {}, {"target_norm": "none"}, {"target_input": "patches"}, {"pool_targets": True}, {"targets": "pixels"}, {"targets": "pca"},
     {"temperature": 0.5}, {"label_smoothing": 0.0}, *({"regularizer": regularizer} for regularizer in REGULARIZERS),
 ]  # fmt: skip
-MASKED = [name for name, section in SECTIONS.items() if section.VIEWS["main"].mask is not None]
+MASKED = [name for name, section in SECTIONS.items() if issubclass(section, Masked)]
+FOLLOWERS = ("target_encoder.", "target_projector.", "target_head.")  # what may follow the weights
 
 every_method = pytest.mark.parametrize("name", SECTIONS)
 masked_methods = pytest.mark.parametrize("name", MASKED)
@@ -39,6 +40,7 @@ masked_methods = pytest.mark.parametrize("name", MASKED)
 
 def change(name, **settings):
     masks = {f"views__main__mask__{key}": value for key, value in UNEQUAL.items()} if name in MASKED else {}
+    masks |= {"views__main__mask__target_scale": (0.4, 0.8)} if name == "data2vec" else {}
     return SHAPE | masks | {f"method__{key}": value for key, value in settings.items()}
 
 
@@ -50,14 +52,15 @@ def draw(name, num_images=NUM_IMAGES) -> Batch:
     """A batch of a method's own groups of views, with labels, which most methods leave alone."""
     recipe = small_recipe(name, **change(name))
     noise = torch.Generator().manual_seed(1)
+    common = torch.randn(num_images, CHANNELS, *SIZE, generator=noise)  # what the views of an image share
     groups = {}
     for group_name, group in recipe.views.items():
-        images = torch.randn(num_images, group.count, CHANNELS, *SIZE, generator=noise)
-        if group.count > 1:
-            images = images[:, :1] + 0.3 * images  # views of one image have something in common
+        size = recipe.size_of(group)
+        images = torch.nn.functional.interpolate(common, size)[:, None].expand(-1, group.count, -1, -1, -1)
+        images = images + 0.3 * torch.randn(images.shape, generator=noise)
         masks = None
         if group.mask is not None:
-            masks = sample_masks(group.mask, recipe.grid, num_images * group.count, seed=1, step=2)
+            masks = sample_masks(group.mask, recipe.grid, num_images * group.count * group.mask.per_view, seed=1, step=2)
             assert len(set(masks.context_lengths.tolist())) > 1  # else there would be nothing to pad
         groups[group_name] = Views(images, masks)
     return Batch(2, groups, torch.arange(num_images), torch.arange(num_images) % NUM_CLASSES)
@@ -67,10 +70,18 @@ def take(batch, start, stop) -> Batch:
     """Some images of a batch, as a micro-batch has them."""
     groups = {}
     for name, views in batch.views.items():
-        count = views.images.shape[1]
-        masks = None if views.masks is None else views.masks.take(start * count, stop * count)
+        masks = views.masks
+        if masks is not None:
+            count = len(masks.context_idx) // len(views.images)
+            masks = masks.take(start * count, stop * count)
         groups[name] = Views(views.images[start:stop], masks)
     return Batch(batch.step, groups, batch.image_idx[start:stop], batch.labels[start:stop])
+
+
+def call(method, batch):
+    """The loss, with what the method draws as in every other call: the trainer seeds it by the step."""
+    torch.manual_seed(1)
+    return method(batch, RATES)[0]
 
 
 def weigh(batch) -> int:
@@ -169,9 +180,11 @@ def test_activation_checkpointing_keeps_less_and_changes_no_gradient(name):
         assert kept[1] < 0.7 * kept[0]
         assert kept[2] < 0.4 * kept[0]  # encoder, and predictor where there is one
         assert kept[2] < 0.7 * kept[1]
+        # Two passes of the encoder share a weight's cast where nothing is checkpointed, and add their gradients up in bf16.
+        rounding = {"rtol": 0.02, "atol": 1e-3} if reduced and name in ("dino", "ibot") else {}
         for level in (1, 2):
             for first, second in zip(gradients[0], gradients[level], strict=True):
-                torch.testing.assert_close(first, second)
+                torch.testing.assert_close(first, second, **rounding)
 
 
 class Storages(TorchDispatchMode):
@@ -197,7 +210,7 @@ def keep_for_backward(name, method, reduced):
     """How many bytes are alive between the forward and the backward pass, and the gradients."""
     batch = draw(name)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=reduced), Storages() as storages:
-        loss, _ = method(batch, RATES)
+        loss = call(method, batch)
     kept = storages.alive()
     loss.backward()
     return kept, [weight.grad for weight in method.parameters() if weight.requires_grad]
@@ -250,13 +263,12 @@ def test_accumulation_is_refused_exactly_where_parts_are_not_the_batch(name, set
     """The loss of a batch is the mean of its parts', each by what it counts, or no recipe asks for parts."""
     if settings.keys() - SECTIONS[name].model_fields.keys():
         return  # a setting of another method
-    asked = nest({"method.name": name, "data.batch_size": NUM_IMAGES} | (SMALL_PREDICTOR if name in MASKED else {}))
+    asked = nest({"method.name": name, "data.batch_size": NUM_IMAGES} | SMALL_SECTIONS.get(name, {}))
     asked["method"] |= settings
     method, batch = make(name, **settings), draw(name)
     parts = [take(batch, start, start + 2) for start in range(0, NUM_IMAGES, 2)]
     with torch.no_grad():
-        torch.manual_seed(1)
-        expected = float(method(batch, RATES)[0])
+        expected = float(call(method, batch))
         if settings.get("targets") == "pca":
             method = make(name, **settings)  # whose components are not fitted yet
         torch.manual_seed(1)
@@ -285,7 +297,7 @@ def test_what_follows_the_weights_is_the_target_encoder_alone(name):
     assert_same(values(method), before)
     method.after_step({"momentum": 0.0}, torch.tensor(True))
     moved = {key for key, value in values(method).items() if not torch.equal(value, before[key])}
-    assert all(key.startswith("target_encoder.") for key in moved)
+    assert all(key.startswith(FOLLOWERS) for key in moved)
     if "target" in method.encoders():
         assert moved
         assert_same(values(method.encoders()["target"]), values(method.context_encoder))
@@ -295,9 +307,9 @@ def test_what_follows_the_weights_is_the_target_encoder_alone(name):
 def test_state_goes_round(name):
     first, second = make(name, seed=1), make(name, seed=2)
     batch = draw(name)
-    assert not torch.equal(first(batch, RATES)[0], second(batch, RATES)[0])
+    assert not torch.equal(call(first, batch), call(second, batch))
     second.load_state_dict(first.state_dict(), strict=True)
-    assert torch.equal(first(batch, RATES)[0], second(batch, RATES)[0])
+    assert torch.equal(call(first, batch), call(second, batch))
 
 
 @every_method
@@ -317,14 +329,13 @@ def test_it_learns_one_batch(name):
     # Smooth images, so that a patch tells of its neighbours.
     batch = batch.map_images(lambda noise: torch.nn.functional.avg_pool2d(noise, 9, 1, 4) * 9)
     optimizer = torch.optim.AdamW([weight for weight in method.parameters() if weight.requires_grad], lr=1e-2)
-    losses = []
+    losses, rates = [], RATES | {"teacher_temperature": 0.01}  # with sharp targets a cross-entropy can come near 0
     for _ in range(100):
-        loss, metrics = method(batch, RATES)
+        loss, metrics = method(batch, rates)
         optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
-        method.after_step({"momentum": 1.0}, torch.tensor(True))
+        optimizer.step()  # and nothing follows the weights: targets stay
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.8 * losses[0]
-    if name in MASKED:
+    if "explained_variance" in metrics:
         assert float(metrics["explained_variance"]) > 0.1

@@ -12,7 +12,7 @@ from openjepa.recipe.files import load_recipe
 from openjepa.recipe.views import Mask
 from openjepa.training import cost
 from openjepa.training.cost import count_flops, count_parts
-from tests.models import call, small_method, small_recipe
+from tests.models import RATES, call, small_method, small_recipe
 
 SHAPE = {"data__image_size": (40, 48), "data__channels": 2, "model__width": 64, "model__heads": 4}  # 10 x 12 patches
 UNION = {"sampler": "union", "num_contexts": 3, "context_scale": (0.1, 0.2), "num_targets": 2, "target_scale": (0.1, 0.15)}
@@ -95,3 +95,19 @@ def test_every_view_counts(name, num_views):
         method(batch, {})[0].backward()
     compared = 3 * 2 * num_views**2 * 128 if name == "simclr" else 0
     assert count_flops(method, recipe) == pytest.approx(counter.get_total_flops() - compared, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["byol", "mocov3", "dino", "ibot", "data2vec"])
+def test_targets_heads_and_small_views_count(name):
+    """Convolutions at the edge of the grid count in full, and what a loss multiplies counts nothing."""
+    recipe = small_recipe(name, data__image_size=32, model__patch_size=4)
+    method, groups = make_method(recipe), {}
+    for group_name, group in recipe.views.items():
+        images = torch.randn(4, group.count, 1, *recipe.size_of(group))
+        rows = 4 * group.count * (group.mask.per_view if group.mask else 1)
+        masks = None if group.mask is None else sample_masks(group.mask, recipe.grid, rows, seed=0, step=0)
+        groups[group_name] = Views(images, masks)
+    with FlopCounterMode(display=False) as counter:
+        method(Batch(0, groups, torch.arange(4)), RATES)[0].backward()
+    found = count_flops(method, recipe)
+    assert found == pytest.approx(counter.get_total_flops() / 4, rel=0.02)

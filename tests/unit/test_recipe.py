@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import types
@@ -35,10 +36,12 @@ from openjepa.training import hooks
 from tests.models import small_recipe
 
 PACKAGE = Path(openjepa.__file__).parent
-METHODS = ["ijepa", "mae", "simclr", "supervised"]
+METHODS = ["ijepa", "mae", "simclr", "byol", "mocov3", "dino", "ibot", "data2vec", "supervised"]
 SHIPPED = ["demo", "paper_vit_base_16", "paper_vit_giant_16", "paper_vit_huge_14", "paper_vit_huge_16_448",
            "paper_vit_large_16", "brief_vit_base_16", "mae_demo", "mae_vit_base_16",
-           "small_1k", "small_10k", "small_100k", "small_1m", "mae_small", "simclr_small", "supervised_small"]  # fmt: skip
+           "small_1k", "small_10k", "small_100k", "small_1m", "mae_small", "simclr_small", "supervised_small",
+           *(f"{name}_small" for name in ("byol", "mocov3", "dino", "ibot", "data2vec")),
+           *(f"{name}_vit_base_16" for name in ("byol", "mocov3", "dino", "ibot", "data2vec"))]  # fmt: skip
 TERM = {"name": "vicreg", "weight": 0.3}
 PROBE = {"train": "sample:test", "test": "sample:test"}
 
@@ -156,10 +159,12 @@ def fill(method: str) -> Recipe:
 @pytest.mark.parametrize("method", METHODS)
 def test_recipe_keys_are_all_keys_and_groups_of_a_resolved_recipe(method: str) -> None:
     resolved = yaml.safe_load(to_yaml(fill(method)))
-    groups = list_sections(resolved) - {"views", "views.main", *(key for key in resolved if isinstance(resolved[key], dict))}
+    views = [f"views.{group}" for group in methods.SECTIONS[method].VIEWS]
+    groups = list_sections(resolved) - {"views", *views, *(key for key in resolved if isinstance(resolved[key], dict))}
     keys = recipe_keys(method)
-    leaves = {key for key in flatten(resolved) if key != "views.main.mask"}
-    assert set(keys) == leaves | groups | {"views.main.mask"} | {f"views.main.mask.{key}" for key in Mask.model_fields}
+    masks = {f"{group}.mask" for group in views}
+    leaves = {key for key in flatten(resolved) if key not in masks}
+    assert set(keys) == leaves | groups | masks | {f"{mask}.{key}" for mask in masks for key in Mask.model_fields}
     assert len(keys) == len(set(keys))
     assert set(keys) <= set(recipe_keys()) and set().union(*map(recipe_keys, METHODS)) == set(recipe_keys())
 
@@ -229,14 +234,16 @@ def test_every_key_is_read_in_a_run_of_two_steps(
     masked = {"method.regularizer": TERM, "views.main.mask": UNION} if method in ("ijepa", "mae") else {}
     recipe = with_changes(small_recipe(method), masked | {
         "data.image_size": 16, "model.width": 16, "train.length": "2steps", "train.device": "cpu", "train.precision": "fp32",
-        "views.main.colour": 1.0, "health.num_images": 8, "health.probe": {"train": str(photos), "test": str(photos)},
+        **{f"views.{group}.colour": 1.0 for group in methods.SECTIONS[method].VIEWS}, "health.num_images": 8,
+        "health.probe": {"train": str(photos), "test": str(photos)},
     })  # fmt: skip
     with record_reads(monkeypatch) as read:
         pretrain(str(photos), recipe, tmp_path / "run", console=Console(quiet=True))
         main(["recipes"])
     capsys.readouterr()
-    unmasked = {key for key in recipe_keys(method) if key.startswith("views.main.mask.") and not masked}
-    assert set(recipe_keys(method)) - unmasked - read == {"version"}
+    keys = {re.sub(r"^views\.\w+\.", "views.main.", key) for key in recipe_keys(method)}  # reads do not tell groups apart
+    unmasked = {key for key in keys if key.startswith("views.main.mask.") and not masked}
+    assert keys - unmasked - read == {"version"}
 
 
 def test_a_key_that_nobody_reads_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +278,9 @@ def values_of(annotation: Any) -> st.SearchStrategy[Any]:
 # These must fit together, with each other or with the method; test_values_that_do_not_fit_together has them.
 BOUND = {"data.image_size", "data.batch_size", "train.accumulation_steps", "train.length", "method.name",
          "method.predictor.width", "method.predictor.heads", "method.momentum.start", "method.momentum.end",
-         "views.main.count", "views.main.size", "views.main.mask", "views.main.mask.fidelity",
+         "views.main.mask.fidelity", "views.main.mask.per_view",
+         *(f"views.{group}.{key}" for section in methods.SECTIONS.values() for group in section.VIEWS
+           for key in ("count", "size", "mask")),
          "optim.lr", "optim.start_lr", "optim.final_lr", "optim.betas"}  # fmt: skip
 BOUND |= {f"model.{key}" for key in sections.Model.model_fields}
 OPTIONAL = {"method.regularizer": methods.Regularizer, "health.probe": sections.Probe}  # groups that may be null
@@ -284,13 +293,13 @@ def free_keys(method: str) -> dict[str, Any]:
     def walk(section: type[base.Section], prefix: str) -> None:
         for name, field in section.model_fields.items():
             key, inner = prefix + name, find_section(field.annotation)
-            if inner is not None and key not in OPTIONAL and key != "views.main.mask":
+            if inner is not None and key not in OPTIONAL and not key.endswith(".mask"):
                 walk(inner, f"{key}.")
             elif "." in key and key not in BOUND:
                 found[key] = field.annotation
 
     kinds = {name: find_section(field.annotation) for name, field in Recipe.model_fields.items() if name != "views"}
-    kinds |= {"views.main": ViewGroup, "method": methods.SECTIONS[method]}
+    kinds |= {f"views.{group}": ViewGroup for group in methods.SECTIONS[method].VIEWS} | {"method": methods.SECTIONS[method]}
     kinds |= {"views.main.mask": Mask} if method in ("ijepa", "mae") else {}
     for name, kind in kinds.items():
         if kind is not None:
@@ -422,6 +431,10 @@ def test_words_of_a_command_line_are_values() -> None:
         read_assignments(["optim.betas=[0.9"])
 
 
+def kind(group: ViewGroup) -> tuple[int, bool, bool]:
+    return group.count, group.mask is None, group.mask is not None and group.mask.per_view > 1
+
+
 @pytest.mark.parametrize("shipped", ["demo", "small_10k", "simclr_small", "supervised_small"])
 @pytest.mark.parametrize("name", METHODS)
 def test_another_method_keeps_what_fits_and_brings_the_rest(shipped: str, name: str) -> None:
@@ -436,10 +449,10 @@ def test_another_method_keeps_what_fits_and_brings_the_rest(shipped: str, name: 
     assert all(getattr(made.method, key) == getattr(before.method, key) for key in kept)
     brought = {key: field.default for key, field in new.model_fields.items() if key not in {*kept, "name"}}
     assert old is new or all(getattr(made.method, key) == value for key, value in brought.items())
-    ours, theirs, default = made.views["main"], before.views["main"], build_recipe({"method": {"name": name}}).views["main"]
-    assert (ours.count, ours.mask is None) == (default.count, default.mask is None)
-    if (theirs.count, theirs.mask is None) == (default.count, default.mask is None):
-        assert ours == theirs
+    for group, default in build_recipe({"method": {"name": name}}).views.items():
+        ours, theirs = made.views[group], before.views.get(group)
+        assert kind(ours) == kind(default)
+        assert ours == (theirs if theirs is not None and kind(theirs) == kind(default) else default)
 
 
 def test_what_another_method_has_not_is_refused_where_it_is_asked_for(tmp_path: Path) -> None:
@@ -447,7 +460,7 @@ def test_what_another_method_has_not_is_refused_where_it_is_asked_for(tmp_path: 
     for changes, words in (
         ({"method.name": "ijepa", "method.targets": "pixels"}, "unknown key method.targets (it belongs to method.name mae)"),
         ({"method.targets": "features"}, "method.targets"),
-        ({"method.momentum.start": 0.9}, "unknown key method.momentum (it belongs to method.name ijepa)"),
+        ({"method.momentum.start": 0.9}, "unknown key method.momentum (it belongs to method.name ijepa and byol"),
     ):
         with pytest.raises(ValueError) as caught:  # noqa: PT011 (the text is looked at below)
             with_changes(load_recipe("small_10k"), changes)
@@ -574,7 +587,10 @@ def test_files_that_are_not_text(tmp_path: Path) -> None:
         ({"method.regularizer": {"name": "vicreg"}}, "method.regularizer.weight is missing"),
         ({"method.regularizer": {"weight": 0.1}}, "method.regularizer.name is missing"),
         ({"method.regularizer": {"name": "vicreg", "weight": 0}}, "method.regularizer.weight = 0"),
-        ({"method.name": "mae", "method.momentum": {"start": 0.99}}, "method.momentum (it belongs to method.name ijepa)"),
+        (
+            {"method.name": "mae", "method.momentum": {"start": 0.99}},
+            "unknown key method.momentum (it belongs to method.name ijepa and",
+        ),
         ({"method.name": "mae", "model.patch_size": 1, "data.channels": 1}, "method.targets normalised_pixels needs more"),
         ({"method.name": "simclr", "method.predictor": {"width": 8}}, "unknown key method.predictor (it belongs to"),
         ({"method.name": "simclr", "views.main.mask": {"sampler": "random"}}, "mask does not go with method.name simclr"),

@@ -16,6 +16,7 @@ from openjepa.recipe.check import build_recipe, recipe_keys
 from openjepa.recipe.edit import nest, with_changes
 from openjepa.training import hooks
 from openjepa.training.resume import IGNORED, REFUSED
+from tests.models import SMALL_SECTIONS
 
 STEPS = 4
 TINY = {
@@ -37,7 +38,14 @@ METHODS = {
     "mae": TINY | MASKED | {"method.name": "mae"},
     "simclr": TINY | {"method.name": "simclr", "method.projector_hidden": 16, "method.projector_width": 8},
     "supervised": TINY | {"method.name": "supervised", "method.drop_path": 0.2},
-}
+} | {
+    name: TINY | SMALL_SECTIONS[name] | {"method.name": name} for name in ("byol", "mocov3")
+} | {
+    name: TINY | SMALL_SECTIONS[name] | {
+        "method.name": name, "method.teacher_temperature.warmup_frac": 1.0, "method.frozen_frac": 0.0, "views.local.size": 16,
+    }
+    for name in ("dino", "ibot")
+} | {"data2vec": TINY | SMALL_SECTIONS["data2vec"] | {"method.name": "data2vec"}}  # fmt: skip
 
 # A value other than TINY's for every key that a resumed run can follow; "weights" where it must show in them after STEPS.
 ACTS = {
@@ -70,6 +78,15 @@ ACTS = {
     "method.momentum.end": (1.0, "weights"),
     "method.temperature": (0.5, "weights"),
     "method.label_smoothing": (0.5, "weights"),
+    "views.main.mask.per_view": (2, "weights"),
+    "method.teacher_temperature.start": (0.02, "weights"),
+    "method.teacher_temperature.end": (0.2, "weights"),
+    "method.teacher_temperature.warmup_frac": (0.5, "weights"),
+    "method.centre_momentum": (0.1, "weights"),
+    "method.frozen_frac": (1.0, "weights"),
+    "method.masked_frac": (0.0, "weights"),
+    "method.patch_weight": (0.1, "weights"),
+    "method.noise": (1.0, "weights"),
     "method.drop_path": (0.9, "weights"),
     "optim.lr": (1e-3, "weights"),
     "optim.lr_batch_size": (16, "weights"),
@@ -95,13 +112,17 @@ ACTS = {
     "health.probe_every_steps": (1, "nothing"),
 }
 ACTED_ON = {key: next(name for name in METHODS if key in recipe_keys(name)) for key in ACTS}
+ACTED_ON["views.main.mask.per_view"] = "data2vec"
 ACTED_ON["train.accumulation_steps"] = "supervised"  # I-JEPA's regulariser here needs the whole batch
 # Groups whose keys are tried one by one; keys that act only with others, or only on a GPU: they are read where the trainer is
 # built, as are those above; and what another value makes another method.
 NOT_TRIED = {
     "views.main.mask", "method.momentum", "health.probe.train", "health.probe.test", "views.main.mask.fidelity",
-    "views.main.count", "views.main.size", "train.compile", "train.fp8", "train.device",
+    "views.main.count", "views.main.size", "train.compile", "train.fp8", "train.device", "method.teacher_temperature",
 }  # fmt: skip
+NOT_TRIED |= {
+    key for key in recipe_keys() if key.startswith("views.") and not key.startswith("views.main.")
+}  # they act as main's
 REFUSED_VALUES = {
     "data.image_size": 56,
     "data.channels": 3,
@@ -121,6 +142,15 @@ REFUSED_VALUES = {
     "method.pool_targets": True,
     "method.projector_width": 16,
     "method.projector_hidden": 32,
+    "method.head.hidden": 8,
+    "method.head.bottleneck": 4,
+    "method.head.prototypes": 12,
+    "method.decoder.width": 16,
+    "method.decoder.depth": 2,
+    "method.decoder.kernel": 1,
+    "method.decoder.groups": 2,
+    "method.averaged_layers": 2,
+    "method.freeze_patches": False,
     "health.num_images": 16,
 }
 
@@ -198,8 +228,15 @@ def test_every_key_is_in_one_table():
     tables = [set(ACTS), refused, set(IGNORED), NOT_TRIED]
     assert set().union(*tables) == set(recipe_keys())
     assert sum(map(len, tables)) == len(recipe_keys())
-    assert refused - {"method.predictor"} == set(REFUSED_VALUES)
+    assert refused - {"method.predictor", "method.head", "method.decoder"} == set(REFUSED_VALUES)
     assert REFUSED.keys() - refused == {"model", "number of classes"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_run_is_the_run_that_never_stopped(unchanged, tmp_path, method):
+    """Bit by bit, centres included."""
+    train(tmp_path / "whole", METHODS[method])
+    assert last_weights(tmp_path / "whole") == unchanged(method)
 
 
 @pytest.mark.parametrize("key", ACTS)
