@@ -150,7 +150,7 @@ def choose(start: Start, source: ImageSource) -> tuple[Recipe, list[Choice]]:
         Choice("data.image_size", recipe.data.image_size, "the encoder's"),
         Choice("data.batch_size", batch, f"about {STEPS_PER_EPOCH} steps an epoch, {BATCHES[0]} to {BATCHES[1]} images"),
         Choice("train.length", recipe.train.length, f"{EPOCHS} epochs, {bounds}"),
-        Choice("optim.lr", recipe.optim.lr, f"{RECIPE}'s, at batches of {recipe.optim.lr_batch_size}"),
+        Choice("optim.lr", recipe.optim.lr, f"{RECIPE}'s, whatever the batch"),
         Choice("optim.layer_decay", decay, "MAE's (2111.06377)" if start.weights else "a fresh encoder has nothing to keep"),
         Choice(f"views.{MAIN}.crop_scale", shown.crop_scale, kept),
         Choice(f"views.{MAIN}.flip", shown.flip, kept),

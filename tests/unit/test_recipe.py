@@ -280,7 +280,7 @@ BOUND = {"data.image_size", "data.batch_size", "train.accumulation_steps", "trai
          "method.predictor.width", "method.predictor.heads", "method.momentum.start", "method.momentum.end",
          "views.main.mask.fidelity", "views.main.mask.per_view",
          *(f"views.{group}.{key}" for section in methods.SECTIONS.values() for group in section.VIEWS
-           for key in ("count", "size", "mask")),
+           for key in ("count", "size", "mask", "rand_augment")),
          "optim.lr", "optim.start_lr", "optim.final_lr", "optim.betas"}  # fmt: skip
 BOUND |= {f"model.{key}" for key in sections.Model.model_fields}
 OPTIONAL = {"method.regularizer": methods.Regularizer, "health.probe": sections.Probe}  # groups that may be null
