@@ -92,7 +92,7 @@ def _nearest_key(key: str, method: str | None) -> str:
     def likeness(known: str) -> float:
         known_group, _, known_last = known.rpartition(".")
         same_group = difflib.SequenceMatcher(None, group, known_group).ratio()
-        return 0.1 * (last == known_last) + difflib.SequenceMatcher(None, last, known_last).ratio() + 0.5 * same_group
+        return (last == known_last) + difflib.SequenceMatcher(None, last, known_last).ratio() + 0.5 * same_group
 
     return max([*Recipe.model_fields, *recipe_keys(method)], key=likeness)
 
