@@ -99,7 +99,7 @@ def test_every_view_counts(name, num_views):
 
 @pytest.mark.parametrize("name", ["byol", "mocov3", "dino", "ibot", "data2vec"])
 def test_targets_heads_and_small_views_count(name):
-    """What a loss multiplies counts nothing, and the counter takes the weights' gradients of grouped convolutions for whole ones."""
+    """What a loss multiplies counts nothing. No groups: the counter takes gradients of grouped convolutions for whole ones."""
     groups = {"method__decoder__groups": 1} if name == "data2vec" else {}
     recipe = small_recipe(name, data__image_size=32, model__patch_size=4, **groups)
     method, views = make_method(recipe), {}
