@@ -49,6 +49,10 @@ class Data2Vec(MomentumMethod):
         times, place = len(masks.context_idx) // len(images), masks.target_idx.flatten(1)
         targets = gather_tokens(self.make_targets(images).repeat_interleave(times, 0), place)
         context = self.context_encoder(images.repeat_interleave(times, 0), masks.context_idx, masks.context_padding_mask)
+        if (
+            real := masks.context_padding_mask
+        ) is not None:  # padding stands where its row's first patch does, and must not learn
+            context = torch.where(real[..., None], context, context[:, :1].detach())
         predictions = gather_tokens(self.decoder(context, masks.context_idx, self.settings.noise), place)
         blocks = masks.target_idx.shape[1:]
         with full_precision(images.device):

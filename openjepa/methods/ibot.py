@@ -41,7 +41,7 @@ class IBOT(DINO):
         images = torch.cat([batch.views[name].flat for name in VIEWS])
         frozen, temperature = rates["last_layer"] == 0, rates["teacher_temperature"]
         hidden = torch.cat([find_hidden(batch, name, self.context_encoder.grid) for name in VIEWS])
-        hidden = hidden & (torch.rand(len(hidden)) < self.settings.masked_frac).to(hidden.device)[:, None]
+        hidden = hidden & (torch.rand(len(hidden), device=hidden.device) < self.settings.masked_frac)[:, None]
         with torch.no_grad():
             target, target_patches = self.assign(self.target_head(self._with_mean(self.target_encoder(images))))
         tokens = self._with_mean(self.encode_hidden(images, hidden))

@@ -106,3 +106,18 @@ def test_noise_is_what_the_decoder_finds_at_hidden_patches():
     tokens, visible = draw(1, 2, 16), torch.tensor([[0, 5]])
     found = {noise: [decoder(tokens, visible, noise) for _ in range(2)] for noise in (0.0, 0.5)}
     assert torch.equal(*found[0.0]) and not torch.equal(*found[0.5])
+
+
+def test_padding_learns_nothing():
+    """Contexts of unequal length together give the gradients that they give one by one, where nothing is padded."""
+    method = make_double("data2vec", method__noise=0.0)
+    images, masks = draw(2, 1, 16, 16, seed=1), sample_masks(MASK, GRID, 6, seed=0, step=0)
+    method(Batch(0, {"main": Views(images[:, None], masks)}, torch.arange(2)), RATES)[0].backward()
+    together = {name: weight.grad.clone() for name, weight in method.named_parameters() if weight.grad is not None}
+    method.zero_grad()
+    for number in range(6):
+        alone = Views(images[number // 3][None, None], masks.take(number, number + 1))
+        share = masks.target_lengths[number].sum() / masks.target_lengths.sum()
+        (share * method(Batch(0, {"main": alone}, torch.arange(1)), RATES)[0]).backward()
+    for name, gradient in together.items():
+        torch.testing.assert_close(method.get_parameter(name).grad, gradient, rtol=1e-9, atol=1e-12)
