@@ -34,12 +34,18 @@ def _list_keys(recipe: Recipe | None) -> Iterator[tuple[str, str]]:
                 yield name, f"method, of {section.name}:"
                 yield from _list_section(type(section), section, "method.")
         elif name == "views":
-            for group, views in shown.views.items():
+            groups = recipe.views if recipe else _list_groups()
+            for group, views in groups.items():
                 yield from _list_section(ViewGroup, views, f"views.{group}.")
         elif isinstance(value, Section):
             yield from _list_section(type(value), value, f"{name}.")
         else:
             yield name, _line(name, value, field)
+
+
+def _list_groups() -> dict[str, ViewGroup]:
+    """The groups of views of all methods, each as the first method that has it takes it."""
+    return {group: views for section in reversed(SECTIONS.values()) for group, views in section.VIEWS.items()}
 
 
 def _list_section(section: type[Section], values: Section | None, prefix: str) -> Iterator[tuple[str, str]]:

@@ -117,7 +117,7 @@ def test_padding_learns_nothing():
     method.zero_grad()
     for number in range(6):
         alone = Views(images[number // 3][None, None], masks.take(number, number + 1))
-        share = masks.target_lengths[number].sum() / masks.target_lengths.sum()
+        share = int(masks.target_lengths[number].sum()) / int(masks.target_lengths.sum())
         (share * method(Batch(0, {"main": alone}, torch.arange(1)), RATES)[0]).backward()
     for name, gradient in together.items():
         torch.testing.assert_close(method.get_parameter(name).grad, gradient, rtol=1e-9, atol=1e-12)
