@@ -23,7 +23,7 @@ SMALL_SECTIONS = {  # of a method, beside the small encoder
     "mocov3": {"method.projector_hidden": 16, "method.projector_width": 8},
 }
 SMALL_SECTIONS["dino"] = {
-    "method.head.hidden": 16, "method.head.bottleneck": 8, "method.head.prototypes": 24, "views.local.size": 16,
+    "method.projector.hidden": 16, "method.projector.bottleneck": 8, "method.projector.prototypes": 24, "views.local.size": 16,
     "views.local.count": 2,
 }  # fmt: skip
 SMALL_SECTIONS["ibot"] = SMALL_SECTIONS["dino"]

@@ -61,7 +61,7 @@ class DINO(MomentumMethod):
 
     def __init__(self, encoder: VisionTransformer, settings: methods.DINO) -> None:
         super().__init__(encoder, settings)
-        head = settings.head
+        head = settings.projector
         self.head = PrototypeHead(encoder.embed_dim, head.hidden, head.bottleneck, head.prototypes)
         self.target_head = copy_as_target(self.head)
         self.centre = Centre(head.prototypes, settings.centre_momentum)

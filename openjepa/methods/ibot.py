@@ -34,7 +34,7 @@ class IBOT(DINO):
         super().__init__(encoder, settings)
         self.mask_token = nn.Parameter(torch.empty(1, 1, encoder.embed_dim))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        self.patch_centre = Centre(settings.head.prototypes, settings.centre_momentum)
+        self.patch_centre = Centre(settings.projector.prototypes, settings.centre_momentum)
 
     def forward(self, batch: Batch, rates: Rates) -> tuple[Float[Tensor, ""], Metrics]:
         """Loss and detached metrics of a batch with two large views, in part hidden, and some small ones of each image."""

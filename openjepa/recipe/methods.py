@@ -251,7 +251,7 @@ class DINO(Followed):
 
     name: Literal["dino"] = "dino"
     """DINO (2104.14294): agree with a target network on prototypes, across large and small crops."""
-    head: Head = Head()
+    projector: Head = Head()
     temperature: float = Field(default=0.1, gt=0)
     """What the trained network's cosines are divided by before the softmax."""
     teacher_temperature: TeacherTemperature = TeacherTemperature()
@@ -275,7 +275,7 @@ class IBOT(DINO):
 
     name: Literal["ibot"] = "ibot"  # type: ignore[assignment]
     """iBOT (2111.07832): DINO, and the same agreement on hidden patches."""
-    head: Head = Head(prototypes=8192)
+    projector: Head = Head(prototypes=8192)
     masked_frac: Probability = 0.5
     """How often a large view has its patches hidden."""
     patch_weight: float = Field(default=1.0, ge=0)

@@ -27,7 +27,7 @@ REFUSED = {
     "method.pool_targets": _PREDICTS,
     "method.projector_width": _SHAPE,
     "method.projector_hidden": _SHAPE,
-    "method.head": _SHAPE,
+    "method.projector": _SHAPE,
     "method.decoder": _SHAPE,
     "method.averaged_layers": _PREDICTS,
     "method.freeze_patches": "the optimizer's state is of the weights that were trained",

@@ -116,7 +116,7 @@ def test_other_methods_resume_bit_equal_and_go_through_every_command(tmp_path: P
     flags = [
         "--recipe", f"{method}_small", "train.length=30steps", "data.batch_size=8", "data.image_size=24", "model.depth=1",
         "model.width=24", "data.workers=1", "train.log_every_steps=1", "checkpoint.every_steps=3", "health.num_images=32",
-        *(["views.local.size=8", "method.head.prototypes=64"] if method == "dino" else []),
+        *(["views.local.size=8", "method.projector.prototypes=64"] if method == "dino" else []),
     ]  # fmt: skip
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"

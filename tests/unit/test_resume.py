@@ -142,9 +142,9 @@ REFUSED_VALUES = {
     "method.pool_targets": True,
     "method.projector_width": 16,
     "method.projector_hidden": 32,
-    "method.head.hidden": 8,
-    "method.head.bottleneck": 4,
-    "method.head.prototypes": 12,
+    "method.projector.hidden": 8,
+    "method.projector.bottleneck": 4,
+    "method.projector.prototypes": 12,
     "method.decoder.width": 16,
     "method.decoder.depth": 2,
     "method.decoder.kernel": 1,
@@ -228,7 +228,7 @@ def test_every_key_is_in_one_table():
     tables = [set(ACTS), refused, set(IGNORED), NOT_TRIED]
     assert set().union(*tables) == set(recipe_keys())
     assert sum(map(len, tables)) == len(recipe_keys())
-    assert refused - {"method.predictor", "method.head", "method.decoder"} == set(REFUSED_VALUES)
+    assert refused - {"method.predictor", "method.projector", "method.decoder"} == set(REFUSED_VALUES)
     assert REFUSED.keys() - refused == {"model", "number of classes"}
 
 
