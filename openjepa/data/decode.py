@@ -1,35 +1,54 @@
-"""One image file to uint8 pixels (H, W, C).
+"""One image file to uint8 pixels (H, W, C): the one place where bytes become pixels.
 
-JPEG, PNG, WebP, BMP, TIFF and GIF through Pillow, first frame only, EXIF rotation applied; plain JPEGs through simplejpeg, which
-gives the same pixels sooner; `.npy` holds uint8 (H, W, C) arrays of any number of channels. A JPEG is opened without being
-decoded, and can be decoded to 1/2, 1/4 or 1/8 of its sides at less cost. Alpha, and the transparent colour of a PNG or GIF,
-is composited over white for 1 and 3 channels, kept as the last channel for 2 and 4. Grey deeper than 8 bits is scaled, never
-clipped. Colour profiles are ignored. Refused: truncated files, and more than MAX_PIXELS pixels, twice Pillow's warning level
-and the point where Pillow itself raises a decompression bomb error.
+Pillow names the format by the first bytes, never by the name. JPEG, PNG, WebP, BMP, GIF, and AVIF and JPEG 2000 where it can:
+first frame only, EXIF rotation applied; plain JPEGs through simplejpeg, which gives the same pixels sooner, HEIC through the
+plug-in pillow-heif. TIFF is in tiff.py, `.npy` in npy.py, PNG beyond Pillow in png.py; samples of more than 8 bits become grey
+levels in raster.py. A JPEG is opened without being decoded, and can be decoded to 1/2, 1/4 or 1/8 of its sides at less
+cost. Alpha, and the transparent colour of a PNG or GIF, is composited over white for 1 and 3 channels, kept as the last
+channel for 2 and 4. Colour profiles are ignored. Refused: truncated files, and more than MAX_PIXELS pixels, twice Pillow's
+warning level and the point where Pillow itself raises a decompression bomb error. What is refused is named (identify.py).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import BinaryIO, NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import simplejpeg
-from jaxtyping import Shaped, UInt8
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 
-Pixels = UInt8[np.ndarray, "height width channels"]
+from openjepa.data.errors import DecodeError as DecodeError  # part of what a picture may raise
+from openjepa.data.errors import OpenFile
+from openjepa.data.identify import has_heif, identify, is_heif
+from openjepa.data.npy import is_npy, map_array, read_npy
+from openjepa.data.png import SIGNATURE, read_deep, read_depth, read_low_bytes, without_damage
+from openjepa.data.raster import MODES as MODES
+from openjepa.data.raster import Pixels as Pixels
+from openjepa.data.raster import Raster, render, to_levels, to_mode
+from openjepa.data.reading import AS_STORED, Reading
+from openjepa.data.tiff import is_tiff, raster_of, read_shape, read_tiff, shows_as_is, shows_samples
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # named, so that Pillow tries no other: its EPS reader starts Ghostscript
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".npy"})
+_MODERN = {
+    "AVIF": (importlib.util.find_spec("PIL._avif") is not None, (".avif",)),
+    "JPEG2000": (features.check_codec("jpg_2000"), (".jp2", ".j2k", ".jpx", ".j2c", ".jpf")),
+    "HEIF": (has_heif(), (".heic", ".heif", ".hif")),
+}  # whether they can be read here, and their extensions
+# Named, so that Pillow tries no other: its EPS reader starts Ghostscript. HEIF's plug-in is loaded where it is met.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", *(name for name, (can, _) in _MODERN.items() if can and name != "HEIF"))
+JPEGS = ("JPEG", "MPO")  # MPO: several JPEGs in a row
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".npy"}
+    | {extension for can, extensions in _MODERN.values() if can for extension in extensions}
+)
 MAX_PIXELS = 2 * 89_478_485
-MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-PNG_DEPTH_BYTE = 24  # of the file: bits of a sample, in the header that every PNG begins with (RFC 2083, section 4.1.1)
+Found = TypeVar("Found")
 
 _ROTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -41,18 +60,6 @@ _ROTATIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 _QUARTER_TURNS = frozenset({_ROTATIONS[orientation] for orientation in (5, 6, 7, 8)})  # height and width change places
-
-
-class DecodeError(ValueError):
-    """An image that cannot be read: its path, and the reason in one line."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
 
 
 @runtime_checkable
@@ -107,7 +114,7 @@ class JpegFile:
         with _decode_errors(self.path), Image.open(io.BytesIO(self.data), formats=FORMATS) as image:
             image.draft(None, (image.width // reduction, image.height // reduction))
             image.load()
-            return _to_pixels(self.path, image, self.rotation, self.channels)
+            return _to_pixels(image, self.rotation, self.channels)
 
 
 class Header(NamedTuple):
@@ -115,31 +122,82 @@ class Header(NamedTuple):
 
     size: tuple[int, int]
     channels: int
+    depth: str = "uint8"
+    """Type of the samples."""
 
 
-def read_header(path: str) -> Header:
+def read_header(path: str, reading: Reading = AS_STORED, page_idx: int = 0) -> Header:
     """Read a file's header and no pixels. Raises DecodeError if there is none that can be read."""
     with _decode_errors(path):
-        if path.lower().endswith(".npy"):
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            if array.ndim not in (2, 3):
-                raise DecodeError(path, f"holds {array.dtype} {array.shape}, expected uint8 (height, width, channels)")
-            return Header((array.shape[0], array.shape[1]), array.shape[2] if array.ndim == 3 else 1)
-        with Image.open(path, formats=FORMATS) as image:
-            is_grey = image.mode in ("1", "L", "LA") or image.mode.startswith(("I", "F"))
-            is_turned = image.format in ("JPEG", "MPO") and _ROTATIONS.get(_read_orientation(image)) in _QUARTER_TURNS
-            size = (image.width, image.height) if is_turned else (image.height, image.width)
-            return Header(size, 1 if is_grey else 3)
+        if is_npy(path):
+            array = map_array(path, reading.layout)
+            return Header((array.shape[0], array.shape[1]), array.shape[2], str(array.dtype))
+        if _is_tiff(path):
+            height, width, channels, depth = read_shape(path, page_idx)
+            return Header((height, width), channels, depth)
+        with open(path, "rb") as file:
+            return _repairing(file, lambda readable: _read_header(path, readable))
 
 
-def open_image(path: str, channels: int) -> Picture:
+def _read_header(path: str, file: OpenFile) -> Header:
+    with _identified(path, file) as image:
+        is_grey = image.mode in ("1", "L", "LA") or image.mode.startswith(("I", "F"))
+        is_turned = image.format in JPEGS and _ROTATIONS.get(_read_orientation(image)) in _QUARTER_TURNS
+        size = (image.width, image.height) if is_turned else (image.height, image.width)
+        is_deep = image.mode.startswith("I") or (image.format == "PNG" and read_depth(file) == 16)
+        return Header(size, 1 if is_grey else 3, "uint16" if is_deep else "uint8")
+
+
+def open_image(path: str, channels: int, reading: Reading = AS_STORED, page_idx: int = 0) -> Picture:
     """Open an image file to be read as uint8 (H, W, channels); a JPEG's pixels are left for later.
 
-    Channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA; any number from a `.npy` file that has just as many.
-    Raises DecodeError whatever is wrong with the file.
+    Channels: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA; any number from a `.npy` or TIFF file that has just as many.
+    reading: how deeper samples become grey levels (raster.py). Raises DecodeError whatever is wrong with the file.
     """
     with _decode_errors(path):
-        return Decoded(_read_array(path, channels)) if path.lower().endswith(".npy") else _open_picture(path, channels)
+        found = _open(path, channels, reading, page_idx)
+        return Decoded(render(path, found, channels, reading)) if isinstance(found, Raster) else found
+
+
+def read_raster(path: str, reading: Reading = AS_STORED, page_idx: int = 0) -> Raster | None:
+    """The samples of an image of more than 8 bits, to be measured; None for any other. Raises DecodeError."""
+    channels = read_header(path, reading, page_idx).channels
+    every_bit = replace(reading, white=1.0)  # whatever it is: a white level asks for all bits
+    with _decode_errors(path):
+        found = _open(path, channels, every_bit, page_idx)
+        return found if isinstance(found, Raster) and found.is_deep else None
+
+
+def _open(path: str, channels: int, reading: Reading, page_idx: int) -> Picture | Raster:
+    """A picture that is as it should be, or samples that are still to be rendered."""
+    if is_npy(path):
+        array = map_array(path, reading.layout)
+        _check_size(path, array.shape[1], array.shape[0])
+        return read_npy(path, array, channels)
+    with open(path, "rb") as file:
+        if page_idx:
+            return read_tiff(path, file, page_idx, MAX_PIXELS)
+        try:
+            return _repairing(file, lambda readable: _read_picture(path, readable, channels, reading))
+        except UnidentifiedImageError:
+            if not _is_tiff(path):
+                raise
+            return read_tiff(path, file, 0, MAX_PIXELS)
+
+
+def _repairing(file: OpenFile, read: Callable[[OpenFile], Found]) -> Found:
+    """What is read of a file, and where that fails, of a PNG without its damaged chunks."""
+    try:
+        return read(file)
+    except DecodeError:
+        raise
+    except Exception:
+        file.seek(0)
+        start = file.read(len(SIGNATURE))
+        repaired = without_damage(start + file.read()) if start == SIGNATURE else None
+        if repaired is None:
+            raise
+        return read(io.BytesIO(repaired))
 
 
 @contextmanager
@@ -152,17 +210,22 @@ def _decode_errors(path: str) -> Iterator[None]:
     except DecodeError:
         raise
     except UnidentifiedImageError:
-        raise DecodeError(path, "not a JPEG, PNG, WebP, BMP, TIFF or GIF image") from None
+        raise DecodeError(path, identify(path)) from None
     except Exception as error:  # damaged files make Pillow raise almost anything: OSError, SyntaxError, struct.error, MemoryError
         raise DecodeError(path, " ".join(str(error).split()) or type(error).__name__) from error
 
 
-def _open_picture(path: str, channels: int) -> Picture:
-    if channels not in MODES:
-        raise DecodeError(path, f"{channels} channels can only be read from .npy files; pictures give 1 to 4")
-    with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
+def _read_picture(path: str, file: OpenFile, channels: int, reading: Reading) -> Picture | Raster:
+    with _identified(path, file) as image:
         _check_size(path, image.width, image.height)
-        if image.format in ("JPEG", "MPO"):  # MPO: several JPEGs in a row
+        if image.format == "TIFF" and not shows_as_is(image):
+            if not shows_samples(image):
+                return read_tiff(path, file, 0, MAX_PIXELS)
+            image.load()
+            return raster_of(image)
+        if channels not in MODES:
+            raise DecodeError(path, f"{channels} channels can only be read from .npy and TIFF files; pictures give 1 to 4")
+        if image.format in JPEGS:
             rotation = _ROTATIONS.get(_read_orientation(image))
             size = (image.width, image.height) if rotation in _QUARTER_TURNS else (image.height, image.width)
             file.seek(0)
@@ -170,21 +233,47 @@ def _open_picture(path: str, channels: int) -> Picture:
         image.load()
         rotation = _ROTATIONS.get(_read_orientation(image))
         is_keyed = "transparency" in image.info and image.mode in ("1", "L", "I;16", "RGB")
-        return Decoded(_to_pixels(path, _add_alpha(path, file, image) if is_keyed else image, rotation, channels))
+        if is_keyed:
+            image = _add_alpha(file, image, reading)
+        elif reading.white is not None and image.format == "PNG" and (deep := read_deep(file, image)) is not None:
+            return _turn(deep, rotation)
+        if image.mode.startswith(("I", "F")):
+            return _turn(Raster(np.asarray(image)[:, :, None], "grey"), rotation)
+        return Decoded(_to_pixels(image, rotation, channels))
 
 
-def _to_pixels(path: str, image: Image.Image, rotation: Image.Transpose | None, channels: int) -> Pixels:
+@contextmanager
+def _identified(path: str, file: OpenFile) -> Iterator[Image.Image]:
+    """An open file as Pillow knows it. HEIC needs a plug-in, which is loaded where it is met."""
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        if not (has_heif() and is_heif(path)):
+            raise
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+        image = Image.open(file, formats=("HEIF",))
+    with image:
+        yield image
+
+
+def _is_tiff(path: str) -> bool:
+    with open(path, "rb") as file:
+        return is_tiff(file.read(4))
+
+
+def _turn(raster: Raster, rotation: Image.Transpose | None) -> Raster:
+    """Samples upright, as Pillow turns pictures."""
+    if rotation is None:
+        return raster
+    bands = [np.asarray(Image.fromarray(band).transpose(rotation)) for band in raster.samples.transpose(2, 0, 1)]
+    return replace(raster, samples=np.stack(bands, axis=2))
+
+
+def _to_pixels(image: Image.Image, rotation: Image.Transpose | None, channels: int) -> Pixels:
     upright = image.transpose(rotation) if rotation is not None else image
-    return np.array(_to_mode(path, upright, MODES[channels])).reshape(upright.height, upright.width, channels)
-
-
-def _read_array(path: str, channels: int) -> Pixels:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header that lies about its size allocates nothing
-    found_channels = array.shape[2] if array.ndim == 3 else 1
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or found_channels != channels:
-        raise DecodeError(path, f"holds {array.dtype} {array.shape}, expected uint8 (height, width, {channels})")
-    _check_size(path, array.shape[1], array.shape[0])
-    return np.array(array).reshape(array.shape[0], array.shape[1], channels)
+    return np.array(to_mode(upright, MODES[channels])).reshape(upright.height, upright.width, channels)
 
 
 def _check_size(path: str, width: int, height: int) -> None:
@@ -201,63 +290,25 @@ def _read_orientation(image: Image.Image) -> int:
         return 1
 
 
-def _add_alpha(path: str, file: BinaryIO, image: Image.Image) -> Image.Image:
+def _add_alpha(file: OpenFile, image: Image.Image, reading: Reading) -> Image.Image:
     """A loaded image that has one transparent colour, as grey or RGB with alpha.
 
     Pillow keeps that colour in the file's bits and compares it with pixels of 8 bits: wrong for grey of 2, 4 and 16 bits and
     for RGB of 16.
     """
     samples = np.asarray(image.convert("L") if image.mode == "1" else image)
-    visible = _to_eight_bits(path, samples) if image.mode == "I;16" else samples
-    depth = _read_depth(file) if image.format == "PNG" else 8
+    depth = read_depth(file) if image.format == "PNG" else 8
     most = 2**depth - 1
     key = np.array(image.info["transparency"]) & most
+    visible = samples
     if image.mode in ("1", "L"):
         key *= 255 // most  # as Pillow has scaled the pixels
     if image.mode == "RGB" and depth == 16:
-        samples = 256 * samples.astype(np.uint16) + _read_low_bytes(file)
+        samples = 256 * samples.astype(np.uint16) + read_low_bytes(file)
     is_transparent = samples == key if samples.ndim == 2 else (samples == key).all(axis=2)
+    if depth == 16 and (image.mode == "I;16" or reading.white is not None):
+        bands = samples if samples.ndim == 3 else samples[:, :, None]
+        visible = to_levels(bands, None, reading).reshape(samples.shape)
     with_alpha = Image.fromarray(visible)
     with_alpha.putalpha(Image.fromarray(np.where(is_transparent, 0, 255).astype(np.uint8)))
     return with_alpha
-
-
-def _read_depth(file: BinaryIO) -> int:
-    """Bits of a sample of a PNG."""
-    file.seek(PNG_DEPTH_BYTE)
-    return file.read(1)[0]
-
-
-def _read_low_bytes(file: BinaryIO) -> UInt8[np.ndarray, "height width channels"]:
-    """The low bytes of a PNG with RGB samples of 16 bits, of which Pillow's pixels are the high ones."""
-    file.seek(0)
-    with Image.open(file, formats=("PNG",)) as image:
-        image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]  # the other byte order: the other byte is kept
-        return np.asarray(image)
-
-
-def _to_mode(path: str, image: Image.Image, mode: str) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        image = Image.fromarray(_to_eight_bits(path, np.asarray(image)))
-    if image.has_transparency_data and mode in ("L", "RGB"):
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    if image.mode not in ("1", "L", "LA", "RGB", "RGBA"):  # palettes, CMYK, YCbCr, LAB, HSV: all know the way to RGB
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    return image.convert(mode)
-
-
-def _to_eight_bits(path: str, values: Shaped[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
-    """Grey values of 16 or 32 bits or floats, (H, W), as 0 to 255.
-
-    16-bit files keep their scale: 65535 is white. Floats within 0 to 1 are shares of white, within 0 to 255 grey levels.
-    Whatever lies outside those ranges has no agreed scale and is stretched from its own smallest to its largest value.
-    """
-    low, high = float(np.min(values)), float(np.max(values))
-    if not np.isfinite(low + high):
-        raise DecodeError(path, "has values that are not finite")
-    is_float = values.dtype.kind == "f"
-    whites = (1.0, 255.0) if is_float else (65535.0,)
-    black, white = next(((0.0, top) for top in whites if low >= 0 and high <= top), (low, high))
-    scaled = (values.astype(np.float64) - black) * (255 / max(white - black, np.finfo(np.float64).tiny))
-    return np.rint(scaled).astype(np.uint8)

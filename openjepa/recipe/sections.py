@@ -40,6 +40,22 @@ class Data(Section):
     """Processes that decode images; 0 decodes in the training process."""
     normalization: Literal["imagenet", "measured", "init"] = "imagenet"
     """Channel mean and standard deviation: ImageNet's, measured on the training images, or those of the weights of --init."""
+    white_level: float | Literal["auto"] | None = "auto"
+    """Value shown white in images of more than 8 bits, one for all; auto measures it, null takes each file's own scale."""
+    black_level: float = 0.0
+    """Value shown black in images of more than 8 bits; a white_level that is measured brings its own."""
+    nodata: float | None = None
+    """Value of missing pixels in images of more than 8 bits that name none; they become the darkest level, as NaN does."""
+    layout: Literal["channels_last", "channels_first"] = "channels_last"
+    """Order of .npy arrays of three dimensions: (height, width, channels), or channels first."""
+    pages: Literal["first", "all"] = "first"
+    """Of TIFF files: the first page alone, or every page as an image of its own."""
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> Data:
+        if isinstance(self.white_level, float) and self.white_level <= self.black_level:
+            raise ValueError(f"white_level {self.white_level:g} must be above black_level {self.black_level:g}")
+        return self
 
     @property
     def size(self) -> tuple[int, int]:
