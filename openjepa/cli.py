@@ -339,6 +339,9 @@ def pack(
     size: int = 384,
     channels: int = 3,
     workers: int | None = None,
+    white_level: str = "auto",
+    layout: Literal["channels_last", "channels_first"] = "channels_last",
+    pages: Literal["first", "all"] = "first",
 ) -> None:
     """Decode images once, for runs of many epochs: OUT then serves as DATA wherever the folder did, and loads faster.
 
@@ -348,11 +351,23 @@ def pack(
         size: Longest shorter side in pixels; smaller images stay as they are. 1.5 to 2 times the training view keeps its detail.
         channels: Image channels, 3 for colour and 1 for grey.
         workers: Processes that decode; as many as the machine has cores if not given.
+        white_level: Value shown white in images of more than 8 bits; auto measures it.
+        layout: Of .npy arrays of three dimensions: (height, width, channels), or channels first.
+        pages: Of TIFF files: the first page, or all of them, each an image.
     """
+    from openjepa.data.depth import settle
+    from openjepa.data.left_out import describe_left_out, write_left_out
     from openjepa.data.pack import write_pack
+    from openjepa.data.reading import reading_of
     from openjepa.data.sources import open_source
 
-    packed = write_pack(open_source(images, channels), out, size, (os.cpu_count() or 1) if workers is None else workers)
+    told = {"channels": channels, "white_level": white_level, "layout": layout, "pages": pages}
+    settings = sections.Data.model_validate(told)
+    _, source, lines = settle(settings, open_source(images, channels, reading_of(settings)))
+    for line in (*lines, *describe_left_out(source)):
+        print(f"openjepa: {line}", file=sys.stderr)
+    packed = write_pack(source, out, size, (os.cpu_count() or 1) if workers is None else workers)
+    write_left_out(source, out / "left_out.txt")
     left_out = f"; {packed.num_skipped} could not be read, see {out / 'skipped.txt'}" if packed.num_skipped else ""
     print(f"{packed.num_images} images, {packed.num_bytes / 1e9:.2f} GB in {out}{left_out}")
 

@@ -17,6 +17,7 @@ import torch
 
 from openjepa.data.batch import MAIN
 from openjepa.data.inspect import DataLook, look_at
+from openjepa.data.reading import AS_STORED, Reading
 from openjepa.engine.precision import Precision, choose_precision, pick_device
 from openjepa.recipe.edit import flatten, with_changes
 from openjepa.recipe.files import AUTO, load_recipe
@@ -95,9 +96,9 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(data: str, device: str = "auto") -> tuple[Recipe, list[Choice]]:
+def choose(data: str, device: str = "auto", reading: Reading = AS_STORED) -> tuple[Recipe, list[Choice]]:
     """A recipe for the data that a user names, on this machine. Raises ValueError as look_at and pick_device do."""
-    return choose_recipe(look_at(data), look_at_machine(device))
+    return choose_recipe(look_at(data, reading), look_at_machine(device))
 
 
 def look_at_machine(device: str = "auto") -> MachineLook:

@@ -8,7 +8,9 @@ from itertools import islice
 
 import torch
 
+from openjepa.data.depth import settle
 from openjepa.data.normalization import find_normalization
+from openjepa.data.reading import reading_of
 from openjepa.data.sources import ImageSource, open_source
 from openjepa.engine.precision import choose_precision, measure_peak, pick_device
 from openjepa.engine.threads import use_threads
@@ -30,7 +32,8 @@ WARMUP_BATCHES = 2  # before the loader is timed: its workers start
 def measure_machine(data: str, recipe: Recipe) -> Iterator[str]:
     """Findings, line by line as they are made. ValueError if the data cannot be opened or the masks cannot be drawn."""
     check_views(recipe)
-    source = open_source(data, recipe.data.channels)
+    settings, source, _ = settle(recipe.data, open_source(data, recipe.data.channels, reading_of(recipe.data)))
+    recipe = recipe.model_copy(update={"data": settings})
     recipe = settle_batch_size(recipe, source)
     device = pick_device(recipe.train.device)
     precision = choose_precision(device, recipe.train.precision)

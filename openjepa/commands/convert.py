@@ -27,7 +27,7 @@ from openjepa.recipe.methods import IJEPA
 from openjepa.runs.atomic import whole
 from openjepa.runs.folder import RunFolder, read_json
 from openjepa.weights import hf, onnx, safetensors, timm
-from openjepa.weights.load import EncoderName, load_encoder
+from openjepa.weights.load import EncoderName, load_encoder, load_reading
 from openjepa.weights.match import (
     ENCODER_PARTS,
     Weights,
@@ -281,5 +281,5 @@ def _sources(run: str | Path, channels: int) -> Iterator[ImageSource]:
     folder = RunFolder(run)
     if folder.exists():
         with suppress(ValueError, OSError):  # moved or deleted since: nothing that an export needs
-            yield open_source(folder.read_run()["data"], channels)
+            yield open_source(folder.read_run()["data"], channels, load_reading(run))
     yield open_source("sample:test", channels if channels == 3 else 1)

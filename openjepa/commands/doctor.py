@@ -6,9 +6,12 @@ from collections.abc import Iterator
 
 import torch
 
-from openjepa.data.inspect import check_number, describe_data, find_problems
+from openjepa.data.depth import settle
+from openjepa.data.inspect import check_number, describe_data, describe_pages, find_problems
+from openjepa.data.left_out import describe_left_out
 from openjepa.data.loader import evaluation_batches
 from openjepa.data.normalization import find_normalization
+from openjepa.data.reading import reading_of
 from openjepa.data.sources import open_source, spread
 from openjepa.engine.precision import pick_device
 from openjepa.engine.threads import use_threads
@@ -24,9 +27,11 @@ MEASURED_S = 20.0  # how long steps are timed
 
 def examine(data: str, recipe: Recipe) -> Iterator[str]:
     """Findings, line by line as they are made. ValueError if the data cannot be opened or the masks cannot be drawn."""
-    source = open_source(data, recipe.data.channels)
+    settings, source, lines = settle(recipe.data, open_source(data, recipe.data.channels, reading_of(recipe.data)))
+    recipe = recipe.model_copy(update={"data": settings})
     sample_idx = spread(len(source), recipe.health.num_images)
     yield from describe_data(source, sample_idx)
+    yield from (*lines, *describe_left_out(source), *describe_pages(source))
     check_number(len(source), source.spec)
     check_views(recipe)
     recipe = settle_batch_size(recipe, source)

@@ -6,7 +6,8 @@ computed, so a folder of any size fits in memory, to a temporary file that is re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -16,12 +17,13 @@ import pyarrow as pa
 import torch
 from pyarrow import parquet
 
+from openjepa.data.left_out import describe_left_out, describe_skipped, write_left_out, write_skipped
 from openjepa.data.sources import ImageSource, open_source, printable
 from openjepa.engine.precision import Precision, pick_device
 from openjepa.evals.features import FeatureBatch, ImageEncoder, stream_features
 from openjepa.runs.atomic import whole
 from openjepa.runs.version import __version__
-from openjepa.weights.load import EncoderName, load_encoder
+from openjepa.weights.load import EncoderName, load_encoder, load_reading
 
 ROWS_PER_GROUP = 4096  # 12 MB of features at width 768
 
@@ -108,12 +110,25 @@ def _make_table(batch: FeatureBatch, source: ImageSource, metadata: Mapping[str,
 
 
 def embed(
-    run: str | Path, data: str, out: str | Path, encoder: EncoderName = "context", device: str = "auto", layers: int = 1
+    run: str | Path,
+    data: str,
+    out: str | Path,
+    encoder: EncoderName = "context",
+    device: str = "auto",
+    layers: int = 1,
+    note: Callable[[str], None] = lambda words: print(f"openjepa: {words}", file=sys.stderr),
 ) -> int:
-    """Write features of every readable image to a Parquet file; gives the number of rows."""
+    """Write features of every readable image to a Parquet file; gives the number of rows.
+
+    Files that were passed over or could not be read are listed beside it and counted by note.
+    """
     place = pick_device(device)
     loaded = load_encoder(run, encoder, str(place), layers)
-    source = open_source(data, loaded.channels)
-    return write_features(
-        Path(out), loaded, source, encoder_name=encoder, run=str(run), device=str(place), label="embed"
-    ).num_images
+    source = open_source(data, loaded.channels, load_reading(run))
+    written = write_features(Path(out), loaded, source, encoder_name=encoder, run=str(run), device=str(place), label="embed")
+    skipped, left_out = (Path(out).with_suffix(f".{name}.txt") for name in ("skipped", "left_out"))
+    write_skipped(written.skipped, skipped)
+    write_left_out(source, left_out)
+    for line in (*describe_skipped(written.skipped, len(source), skipped), *describe_left_out(source)):
+        note(line)
+    return written.num_images

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from openjepa.data.sources import canonical_spec, open_labelled
+from openjepa.data.left_out import describe_left_out
+from openjepa.data.sources import ImageSource, canonical_spec, open_labelled
 from openjepa.engine.precision import pick_device
 from openjepa.evals import TASKS
 from openjepa.evals.encoders import Candidate, Subject, open_encoder
@@ -68,16 +69,22 @@ def evaluate_many(
         subject = open_encoder(spec, train, choice, place)
         folder = subject.run.cache if subject.run and keep_features and choice != "pixels" else None  # pixels need no encoder
         store = FeatureStore(subject.encoder, subject.weights, folder=folder, device=place, label=subject.name)
-        sources = [open_labelled(data, subject.encoder.channels) for data in (train, test)]
+        sources = [open_labelled(data, subject.encoder.channels, subject.reading) for data in (train, test)]
         for task, layers in tasks:
             if choice == "pixels" and layers != 1 and len(tasks) > 1:
                 continue
             note(f"{task} on {subject.name}" + (f", last {layers} layers" if layers != 1 else ""))
+            for line in () if (choice, task) != (encoders[0], tasks[0][0]) else _say_left_out(sources):
+                warn(line)
             outcome = TASKS[task].evaluate(store, sources[0], sources[1], TaskSettings(layers), seed)
             records.append(make_record(outcome, subject, train, test, layers))
             if subject.run is not None:
                 keep_record(subject.run, records[-1], warn)
     return records
+
+
+def _say_left_out(sources: Sequence[ImageSource]) -> list[str]:
+    return [f"{source.spec}: {line}" for source in sources for line in describe_left_out(source)]
 
 
 def make_record(outcome: Outcome, subject: Subject, train: str, test: str, layers: int = 1) -> Row:

@@ -9,8 +9,12 @@ from typing import Any
 from rich.console import Console
 
 from openjepa.commands.auto import choose, word_choices
-from openjepa.data.inspect import check_number
-from openjepa.data.sources import open_labelled, open_source
+from openjepa.data.depth import settle
+from openjepa.data.inspect import check_number, describe_pages
+from openjepa.data.left_out import describe_left_out, describe_skipped, write_left_out
+from openjepa.data.reading import Reading, reading_of
+from openjepa.data.skipped import SkippedFiles
+from openjepa.data.sources import ImageSource, open_labelled, open_source
 from openjepa.engine.fp8 import require_fp8
 from openjepa.engine.precision import pick_device
 from openjepa.evals.probe import Probe
@@ -61,7 +65,7 @@ def pretrain(
     check_views(asked)
     if asked.train.fp8:
         require_fp8(pick_device(asked.train.device))
-    source = open_source(data, asked.data.channels)
+    asked, source = _open_images(data, asked, read_recorded(folder) if resume else None, console)
     check_number(len(source), source.spec)
     count_classes(asked, source)
     make_probe = _open_probe(asked)
@@ -83,7 +87,8 @@ def pretrain(
                 session.say(f"{folder.path} is already trained to its last step, {session.total_steps}.")
                 return Verdict(**read_json(folder.verdict_json))
             session.write_facts()
-            return session.train()
+            write_left_out(source, folder.left_out)
+            return _train(session, folder)
     session = Session(asked, source, folder, describe_run(asked, source, initial), console)
     session.measure_untrained(make_probe)
     if initial is not None:
@@ -93,7 +98,29 @@ def pretrain(
         if folder.exists():
             raise ValueError(f"{folder.path} already holds a run, started a moment ago; choose another --out")
         session.write_facts()
-        return session.train()
+        write_left_out(source, folder.left_out)
+        return _train(session, folder)
+
+
+def _train(session: Session, folder: RunFolder) -> Verdict:
+    """Train to the end, and say what could not be read on the way."""
+    verdict = session.train()
+    skipped = SkippedFiles(folder.skipped, len(session.source)).reasons
+    for line in describe_skipped(list(skipped.items()), len(session.source), folder.skipped):
+        session.say(line)
+    return verdict
+
+
+def _open_images(data: str, asked: Recipe, recorded: Recipe | None, console: Console) -> tuple[Recipe, ImageSource]:
+    """The images, and the recipe with the white level that was measured on them, or on those that a resumed run began with."""
+    settings, kept = asked.data, None if recorded is None else recorded.data
+    if kept is not None and settings.white_level == "auto":
+        white = None if kept.white_level == "auto" else kept.white_level
+        settings = settings.model_copy(update={"white_level": white, "black_level": kept.black_level, "nodata": kept.nodata})
+    settings, source, lines = settle(settings, open_source(data, settings.channels, reading_of(settings)))
+    for line in (*lines, *describe_left_out(source), *describe_pages(source)):
+        console.print(line[0].upper() + line[1:], highlight=False, markup=False)
+    return asked.model_copy(update={"data": settings}), source
 
 
 def _find_recipe(
@@ -105,7 +132,8 @@ def _find_recipe(
     elif resumed is not None and recipe in (None, AUTO):
         base = read_recorded(resumed)
     elif recipe == AUTO:
-        base, choices = choose(data, changes.get("train.device", "auto"))
+        told = {key: changes[f"data.{key}"] for key in ("layout", "pages") if f"data.{key}" in changes}
+        base, choices = choose(data, changes.get("train.device", "auto"), Reading(**told))
         chosen = with_changes(base, changes)
         return chosen, [base.description, *word_choices(choices, chosen)]
     elif recipe is None:
@@ -122,5 +150,5 @@ def _open_probe(recipe: Recipe) -> Callable[[Encoder], ProbeEncoder] | None:
     """The probe that the recipe asks for, from the untrained encoder; None for none. ValueError if its data has no labels."""
     if (probe := recipe.health.probe) is None:
         return None
-    train, test = (open_labelled(spec, recipe.data.channels) for spec in (probe.train, probe.test))
+    train, test = (open_labelled(spec, recipe.data.channels, reading_of(recipe.data)) for spec in (probe.train, probe.test))
     return lambda untrained: Probe(train, test, recipe.data.size, recipe.data.channels, untrained).measure

@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from openjepa.data.loader import evaluation_batches
+from openjepa.data.reading import Reading
 from openjepa.data.sources import ImageSource, name_held_out, open_source, spread
 from openjepa.engine.neighbours import find_neighbours
 from openjepa.health.verdict import LEARNED_VARIANCE_FRAC, MAX_GRAD_NORM, MIN_FEATURE_VARIANCE, RunFacts, find_healthy_rank
@@ -25,7 +26,7 @@ from openjepa.report.page import build_report
 from openjepa.report.pictures import Beliefs, Neighbours, Pictures
 from openjepa.report.reconstructions import show_beliefs
 from openjepa.runs.folder import Row, RunFolder
-from openjepa.weights.load import find_checkpoint, load_encoder, load_method
+from openjepa.weights.load import find_checkpoint, load_encoder, load_method, load_reading
 
 Array = npt.NDArray[Any]
 
@@ -65,19 +66,20 @@ def _draw(folder: RunFolder, data: str, channels: int, device: str) -> Pictures 
         return None
     checkpoint = find_checkpoint(folder.path)
     encoder = load_encoder(checkpoint, device=device)
-    pool, held_out = _open(data, channels), _open(name_held_out(data), channels)
+    reading = load_reading(checkpoint)
+    pool, held_out = _open(data, channels, reading), _open(name_held_out(data), channels, reading)
     if pool is None:
         return None
     beliefs, problem = _draw_beliefs(checkpoint, held_out or pool, pool)
     return replace(draw_pictures(encoder, pool, held_out), beliefs=beliefs, beliefs_problem=problem)
 
 
-def _open(spec: str | None, channels: int) -> ImageSource | None:
+def _open(spec: str | None, channels: int, reading: Reading) -> ImageSource | None:
     """The images that a spec names, or None where there is no spec or there are none."""
     if spec is None:
         return None
     try:
-        return open_source(spec, channels)
+        return open_source(spec, channels, reading)
     except (ValueError, OSError):
         return None
 

@@ -12,6 +12,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from openjepa.data.reading import AS_STORED
 from openjepa.data.sources import DecodeError, FolderSource, ImageSource, spread
 
 SAMPLED = 256  # images of which more than the name counts
@@ -37,6 +38,8 @@ def stamp(source: ImageSource) -> str:
             found.update(f"{written.st_size} {written.st_mtime_ns}\n".encode())
         except OSError:
             found.update(b"gone\n")
+    if isinstance(source, FolderSource) and source.reading != AS_STORED:
+        found.update(repr(source.reading).encode())
     if source.labels is not None:
         found.update(source.labels.tobytes() + "\0".join(source.classes).encode("utf-8", "backslashreplace"))
     return found.hexdigest()[:DIGITS]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +17,12 @@ import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor, unique
 
-from openjepa.data.decode import Header, Pixels, open_image, read_header
+from openjepa.data.decode import Header, Pixels, read_header
+from openjepa.data.npy import is_npy, looks_channels_first
+from openjepa.data.reading import AS_STORED, Reading
 from openjepa.data.skipped import one_line
 from openjepa.data.sources import DecodeError, FolderSource, ImageSource, open_source, spread
+from openjepa.data.sources.folder import list_pages_of
 from openjepa.data.sources.packed import read_packed_channels
 
 LOOKED_AT = 200  # images whose size is read
@@ -40,9 +43,11 @@ class DataLook:
     num_looked_at: int
 
 
-def look_at(spec: str) -> DataLook:
+def look_at(spec: str, reading: Reading = AS_STORED) -> DataLook:
     """Look at the data that a user names. Raises ValueError as open_source does, or if no image can be read."""
-    source = open_source(spec, read_packed_channels(spec) or (1 if spec.startswith(("sample:", "fashion-mnist:")) else 3))
+    source = open_source(
+        spec, read_packed_channels(spec) or (1 if spec.startswith(("sample:", "fashion-mnist:")) else 3), reading
+    )
     chosen_idx = spread(len(source), LOOKED_AT).tolist()
     headers = {}
     for index in chosen_idx:
@@ -52,14 +57,27 @@ def look_at(spec: str) -> DataLook:
             unreadable = error
     if not headers:
         raise ValueError(f"{spec}: none of {len(chosen_idx)} images looked at can be read; the last is {unreadable}")
+    if reading.layout == "channels_last" and isinstance(source, FolderSource):
+        _check_layout(source, headers)
     side_px = int(np.median([min(header.size) for header in headers.values()]))
     return DataLook(len(source), side_px, _find_channels(source, headers), len(headers))
+
+
+def _check_layout(source: FolderSource, headers: dict[int, Header]) -> None:
+    """ValueError if arrays have their channels in front: a recipe for them as they lie would be nonsense."""
+    shapes = {index: (*header.size, header.channels) for index, header in headers.items() if is_npy(source.files[index])}
+    if shapes and all(looks_channels_first(shape) for shape in shapes.values()):
+        index, shape = next(iter(shapes.items()))
+        raise ValueError(
+            f"{source.path(index)} holds an array of {shape}, which looks channels-first: add data.layout=channels_first, "
+            f"or choose a recipe by name with data.channels={shape[2]} if it is not"
+        )
 
 
 def look_at_header(source: ImageSource, index: int) -> Header:
     """Size and channels of an image: of a file by its header, of what is in memory already by itself. Raises DecodeError."""
     if isinstance(source, FolderSource):
-        return read_header(source.files[index])
+        return read_header(source.files[index], source.reading, source.page(index))
     return Header(source.open(index).size, source.channels)
 
 
@@ -74,12 +92,10 @@ def _find_channels(source: ImageSource, headers: dict[int, Header]) -> int:
 
 def _decode(source: ImageSource, indices: list[int]) -> Iterator[Pixels]:
     """The readable ones of these images, coarsely where that is less work."""
+    shown = replace(source, channels=3) if isinstance(source, FolderSource) else source
     for index in indices:
-        try:
-            picture = open_image(source.files[index], 3) if isinstance(source, FolderSource) else source.open(index)
-            yield picture.decode(REDUCTION)
-        except DecodeError:
-            continue
+        with suppress(DecodeError):
+            yield shown.open(index).decode(REDUCTION)
 
 
 def _shows_colour(pixels: Pixels) -> bool:
@@ -128,6 +144,22 @@ def find_problems(views: UInt8[Tensor, "sample channels height width"], num_imag
             )
         )
     return found
+
+
+def describe_pages(source: ImageSource) -> list[str]:
+    """A line where TIFF files looked at hold several pages, of which the first alone is read."""
+    if not isinstance(source, FolderSource) or source.reading.pages == "all":
+        return []
+    stacks = [path for path in source.files if path.lower().endswith((".tif", ".tiff"))]
+    looked_at = [stacks[i] for i in spread(len(stacks), DECODED)]
+    counts = [len(list_pages_of(path)) for path in looked_at]
+    several = [count for count in counts if count > 1]
+    if not several:
+        return []
+    return [
+        f"{len(several)} of {len(looked_at)} TIFF files looked at hold {min(several)} to {max(several)} pages: only the "
+        "first is read; data.pages=all makes every page an image"
+    ]
 
 
 def _flat_mask(views: UInt8[Tensor, "sample channels height width"]) -> Bool[Tensor, " sample"]:

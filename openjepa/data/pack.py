@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 
 from openjepa.data.decode import DecodeError, Picture, Pixels
 from openjepa.data.skipped import one_line
-from openjepa.data.sources import ImageSource, spread
+from openjepa.data.sources import FolderSource, ImageSource, spread
 from openjepa.data.sources.packed import METADATA_KEY, PIXELS, SKIPPED, TABLE, VERSION
 from openjepa.data.views import cut, decode_for
 from openjepa.data.workers import stream_items
@@ -99,6 +99,7 @@ def _write_files(source: ImageSource, folder: Path, file: BinaryIO, size_px: int
     facts = {
         "version": VERSION, "source": source.spec, "channels": source.channels, "size_px": size_px,
         "classes": source.classes, "num_bytes": total,
+        "reading": asdict(source.reading) if isinstance(source, FolderSource) else {},
     }  # fmt: skip
     columns = {
         "path": pa.array([source.path(number) for number in numbers], pa.string()),

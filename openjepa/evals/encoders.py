@@ -14,8 +14,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from openjepa.data.depth import measure_reading
 from openjepa.data.inspect import look_at
 from openjepa.data.normalization import find_normalization
+from openjepa.data.reading import AS_STORED, Reading
 from openjepa.data.sources import open_source
 from openjepa.engine.checkpoint import digest, load_checkpoint
 from openjepa.engine.precision import pick_device
@@ -25,7 +27,7 @@ from openjepa.nn.encoder import Encoder
 from openjepa.recipe.files import list_recipes, load_recipe
 from openjepa.runs.folder import RunFolder
 from openjepa.weights.hf import load_hf_encoder
-from openjepa.weights.load import find_checkpoint, load_encoder, load_random_encoder
+from openjepa.weights.load import find_checkpoint, load_encoder, load_random_encoder, load_reading
 from openjepa.weights.timm import load_timm_encoder
 
 PIXEL_PATCH_FRAC = 8  # pixels:SIZE has patches of an eighth of a side
@@ -40,6 +42,7 @@ class Subject(NamedTuple):
     weights: str
     facts: dict[str, Any]
     run: RunFolder | None = None  # where records and features are kept
+    reading: Reading = AS_STORED  # how images of more than 8 bits are shown to it
 
 
 def open_encoder(spec: str | Path, images: str, encoder: Candidate = "context", device: str = "auto") -> Subject:
@@ -58,7 +61,7 @@ def open_encoder(spec: str | Path, images: str, encoder: Candidate = "context", 
         raise ValueError(f"{spec} lacks what follows the colon: {EXAMPLES[kind]}")
     if kind in ("random", "pixels") and rest not in list_recipes() and _is_run(Path(rest)):
         return _open_run(Path(rest), "random" if kind == "random" else "pixels", place)
-    subject = OPENERS[kind](rest, images)
+    subject = OPENERS[kind](rest, images)._replace(reading=measure_reading(images))
     if isinstance(subject.encoder, torch.nn.Module):
         subject.encoder.to(place).eval()
     return subject
@@ -75,7 +78,8 @@ def _open_run(path: Path, encoder: Candidate, device: str) -> Subject:
     _, info = load_checkpoint(checkpoint, prefix="method.context_encoder.pos_embed")
     facts = {"run": str(path), "checkpoint": checkpoint.name, "step": info["step"], "sha256": sha256}
     run = RunFolder(path) if path.is_dir() else None
-    return Subject(encoder, _load_candidate(checkpoint, encoder, device), f"{sha256}:{encoder}", facts, run)
+    shown = _load_candidate(checkpoint, encoder, device)
+    return Subject(encoder, shown, f"{sha256}:{encoder}", facts, run, load_reading(checkpoint))
 
 
 def _load_candidate(checkpoint: Path, name: Candidate, device: str) -> ImageEncoder:
@@ -90,7 +94,7 @@ def _load_candidate(checkpoint: Path, name: Candidate, device: str) -> ImageEnco
 
 def _open_random(rest: str, images: str) -> Subject:
     recipe = load_recipe(rest)
-    mean, std = find_normalization(recipe.data, open_source(images, recipe.data.channels))
+    mean, std = find_normalization(recipe.data, open_source(images, recipe.data.channels, measure_reading(images)))
     torch.manual_seed(recipe.train.seed)
     encoder = Encoder(make_encoder(recipe), mean, std)
     name = f"random:{rest}"

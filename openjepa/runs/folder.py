@@ -5,6 +5,7 @@ RUN/recipe.yaml     the resolved recipe, for `--recipe RUN/recipe.yaml`
 RUN/metrics.jsonl   one JSON object a line, each with "step"; rows of kind "train", "health" and "probe"
 RUN/verdict.json    the latest verdict on whether the run is learning
 RUN/skipped.txt     unreadable image files, one a line: path, tab, reason
+RUN/left_out.txt    files of the data's folder that are of no kind that is read, one a line; none if there are none
 RUN/checkpoints/    step-NNNNNNNN.safetensors, each with a small .json beside it
 RUN/evals/*.json    one record per evaluation: encoder, task, layers, data, seed, scores with intervals
 RUN/cache/          features that evaluations have computed; may be deleted
@@ -87,6 +88,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.verdict_json = self.path / "verdict.json"
         self.skipped = self.path / "skipped.txt"
+        self.left_out = self.path / "left_out.txt"
         self.checkpoints = self.path / "checkpoints"
         self.evals = self.path / "evals"
         self.cache = self.path / "cache"

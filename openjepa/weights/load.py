@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from openjepa.data.reading import Reading, reading_of
 from openjepa.engine.checkpoint import find_latest, load_checkpoint
 from openjepa.engine.precision import pick_device
 from openjepa.methods import Method
@@ -34,6 +35,12 @@ def load_encoder(run: str | Path, encoder: EncoderName = "context", device: str 
         vit = make_encoder(_recipe_of(info))
     vit.load_state_dict({name.removeprefix(prefix): value for name, value in tensors.items()}, strict=True, assign=True)
     return Encoder(vit, info["mean"], info["std"], layers).to(pick_device(device)).eval()
+
+
+def load_reading(run: str | Path) -> Reading:
+    """How the run's images were read: by its white level, layout and pages."""
+    _, info = load_checkpoint(find_checkpoint(run), prefix="method.context_encoder.pos_embed")
+    return reading_of(_recipe_of(info).data)
 
 
 def load_random_encoder(run: str | Path, device: str = "cpu", layers: int = 1) -> Encoder:

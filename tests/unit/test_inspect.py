@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openjepa.data import inspect as module
 from openjepa.data.decode import EXTENSIONS, DecodeError, open_image, read_header
 from openjepa.data.inspect import look_at
 from openjepa.data.pack import write_pack
-from openjepa.data.sources import open_source
+from openjepa.data.sources import folder, open_source
 from tests.messy_folder import build_messy_folder
 
 
@@ -76,11 +75,11 @@ def test_few_files_are_looked_at_and_fewer_decoded(tmp_path: Path, monkeypatch: 
     write_images(tmp_path, 300, "RGB", size=(4, 4))
     opened = []
 
-    def count(path: str, channels: int) -> object:
+    def count(path: str, *how: object) -> object:
         opened.append(path)
-        return open_image(path, channels)
+        return open_image(path, *how)
 
-    monkeypatch.setattr(module, "open_image", count)
+    monkeypatch.setattr(folder, "open_image", count)
     found = look_at(str(tmp_path))
     assert found.num_images == 300 and found.num_looked_at == 200
     assert len(opened) == 1  # the first one shows colour, and that settles it

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from openjepa.data.decode import DecodeError as DecodeError  # part of a source's contract
+from openjepa.data.reading import AS_STORED, Reading
 from openjepa.data.sources.arrays import ArraySource as ArraySource
 from openjepa.data.sources.arrays import open_fashion_mnist, open_sample
 from openjepa.data.sources.contract import ImageSource as ImageSource
@@ -29,12 +30,12 @@ from openjepa.data.sources.packed import is_pack, open_pack
 class SourceKind(NamedTuple):
     """A row of SOURCES: what stands behind `NAME:`, and how it is opened.
 
-    examples: specs, for messages. open: called on (spec, what follows the colon, channels), it gives the source or raises
+    examples: specs, for messages. open: called on (spec, what follows the colon, channels, reading), it gives the source or raises
     ValueError. canonical: the same words for the same data, of what follows the colon.
     """
 
     examples: tuple[str, ...]
-    open: Callable[[str, str, int], ImageSource]
+    open: Callable[[str, str, int, Reading], ImageSource]
     canonical: Callable[[str], str] = str
 
 
@@ -53,25 +54,28 @@ SOURCES = {
     "sample": SourceKind(("sample:train", "sample:test"), open_sample),
     "fashion-mnist": SourceKind(("fashion-mnist:FOLDER:train", "fashion-mnist:FOLDER:test"), open_fashion_mnist, _canonical_path),
     "few": SourceKind(
-        ("few:LABELS:DRAW:DATA",), lambda spec, rest, channels: open_few(spec, rest, channels, open_source), _canonical_few
+        ("few:LABELS:DRAW:DATA",),
+        lambda spec, rest, channels, reading: open_few(spec, rest, lambda whole: open_source(whole, channels, reading)),
+        _canonical_few,
     ),
 }
 
 
-def open_source(spec: str, channels: int) -> ImageSource:
+def open_source(spec: str, channels: int, reading: Reading = AS_STORED) -> ImageSource:
     """Open what the user names: a folder, a pack, or a spec of SOURCES.
 
-    Images are converted to `channels` channels. Raises ValueError with one line if there is nothing to read.
+    Images are converted to `channels` channels; reading: how those of more than 8 bits, stacks and arrays are read. Raises
+    ValueError with one line if there is nothing to read.
     """
     name, _, rest = spec.partition(":")
     if name in SOURCES and rest:
-        return SOURCES[name].open(spec, rest, channels)
+        return SOURCES[name].open(spec, rest, channels, reading)
     path = Path(spec).expanduser()
     if not path.is_dir():
         *others, last = (example for kind in SOURCES.values() for example in kind.examples)
         kinds = f"a folder of images, a pack of them, {', '.join(others)} or {last}"
         raise ValueError(f"{spec} is a file; DATA is {kinds}" if path.exists() else f"there is no {spec}; DATA is {kinds}")
-    return open_pack(spec, channels) if is_pack(path) else open_folder(spec, channels)
+    return open_pack(spec, channels) if is_pack(path) else open_folder(spec, channels, reading)
 
 
 def canonical_spec(spec: str) -> str:
@@ -90,9 +94,9 @@ def name_held_out(spec: str) -> str | None:
     return test if spec == "sample:train" or spec.startswith("fashion-mnist:") or Path(test).is_dir() else None
 
 
-def open_labelled(spec: str, channels: int) -> ImageSource:
+def open_labelled(spec: str, channels: int, reading: Reading = AS_STORED) -> ImageSource:
     """The data that a probe needs. ValueError, beyond open_source's, if it has no labels."""
-    source = open_source(spec, channels)
+    source = open_source(spec, channels, reading)
     if source.labels is None:
         raise ValueError(f"{spec} has no labels; put each class's images into a sub-folder of its own")
     return source

@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 
 from openjepa.data.decode import MODES, Decoded, Picture, Pixels
 from openjepa.data.decode import DecodeError as DecodeError
+from openjepa.data.reading import Reading
 from openjepa.data.sample import load_sample, read_index
 from openjepa.data.sources.contract import Labels
 from openjepa.data.sources.idx import FASHION_MNIST_CLASSES, read_fashion_mnist
@@ -51,13 +52,13 @@ class ArraySource:
         return f"{self.spec}[{index}]"
 
 
-def open_sample(spec: str, half: str, channels: int) -> ArraySource:
+def open_sample(spec: str, half: str, channels: int, _reading: Reading) -> ArraySource:
     """The embedded sample's half "train" or "test"."""
     images, labels = load_sample(_check_half(spec, half))
     return ArraySource(spec, channels, images, labels, read_index()["classes"])
 
 
-def open_fashion_mnist(spec: str, rest: str, channels: int) -> ArraySource:
+def open_fashion_mnist(spec: str, rest: str, channels: int, _reading: Reading) -> ArraySource:
     """FOLDER:train or FOLDER:test of the original files. ValueError as read_fashion_mnist raises it."""
     folder, _, half = rest.rpartition(":")
     images, labels = read_fashion_mnist(Path(folder).expanduser(), _check_half(spec, half))

@@ -66,10 +66,10 @@ def split_few(spec: str, rest: str) -> tuple[int, int, str]:
     return int(labels), int(draw), whole
 
 
-def open_few(spec: str, rest: str, channels: int, open_whole: Callable[[str, int], ImageSource]) -> FewSource:
+def open_few(spec: str, rest: str, open_whole: Callable[[str], ImageSource]) -> FewSource:
     """Open the whole source and draw from it. ValueError if it cannot be opened or has no labels."""
     count, draw, name = split_few(spec, rest)
-    whole = open_whole(name, channels)
+    whole = open_whole(name)
     if whole.labels is None:
         raise ValueError(
             f"{name} has no labels, of which {spec} draws some; put each class's images into a sub-folder of its own"

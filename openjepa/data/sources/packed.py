@@ -2,9 +2,9 @@
 
 A pack is a folder. pixels.bin holds the images, uint8 (height, width, channels), one after another, and is mapped into memory:
 only what a crop covers is read. pack.parquet has a row per image, in order: path, label, offset, height, width; under the key
-"openjepa" of its metadata stands JSON with version, source, channels, size_px, classes and num_bytes. skipped.txt lists images
-that could not be read, one a line: path, tab, reason. Damage to the table's columns and a wrong length of pixels.bin are
-noticed when a pack is opened; a changed byte within pixels.bin is a changed pixel, and is not.
+"openjepa" of its metadata stands JSON with version, source, channels, size_px, classes, num_bytes and reading (reading.py).
+skipped.txt lists images that could not be read, one a line: path, tab, reason. Damage to the table's columns and a wrong
+length of pixels.bin are noticed when a pack is opened; a changed byte within pixels.bin is a changed pixel, and is not.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from openjepa.data.decode import Decoded, Picture, Pixels
+from openjepa.data.reading import AS_STORED, Reading
 
 TABLE, PIXELS, SKIPPED = "pack.parquet", "pixels.bin", "skipped.txt"
 METADATA_KEY = b"openjepa"
@@ -40,6 +41,7 @@ class PackSource:
     offsets: Int64[np.ndarray, " N"] = field(repr=False)
     shapes: Int64[np.ndarray, "N 3"] = field(repr=False)  # height, width, channels as packed
     pixels: UInt8[np.ndarray, " bytes"] = field(repr=False)  # mapped
+    reading: Reading = AS_STORED  # by which the files were packed
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A worker process that does not inherit the map opens the pack itself, rather than be sent all pixels."""
@@ -101,6 +103,7 @@ def open_pack(spec: str, channels: int) -> PackSource:
         classes = [str(name) for name in facts["classes"]]
         labels = table["label"].to_numpy().astype(np.int64) if classes else None
         paths = table["path"].to_pylist()
+        reading = Reading(**facts.get("reading", {}))
     except (ValueError, LookupError, TypeError, OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{spec} is a damaged pack: {reason}; pack the images again with openjepa pack") from None
@@ -110,4 +113,4 @@ def open_pack(spec: str, channels: int) -> PackSource:
             f"pack the images again with openjepa pack --channels {channels}"
         )
     pixels = np.memmap(folder / PIXELS, np.uint8, mode="r")
-    return PackSource(spec, channels, paths, labels, classes, columns["offset"], shapes, pixels)
+    return PackSource(spec, channels, paths, labels, classes, columns["offset"], shapes, pixels, reading)
