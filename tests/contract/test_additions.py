@@ -59,7 +59,7 @@ TOY_SOURCE = '''"""Images of one grey level each, dark ones and light ones."""
 import numpy as np
 from openjepa.data.sources.arrays import ArraySource
 
-def open_levels(spec, rest, channels):
+def open_levels(spec, rest, channels, _reading):
     levels = np.linspace(0, 255, int(rest)).astype(np.uint8)
     images, labels = np.tile(levels[:, None, None], (1, 8, 8)), (levels > 85).astype(np.int64)
     return ArraySource(spec, channels, images, labels, ["dark", "light"])
