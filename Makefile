@@ -36,7 +36,7 @@ $(READY): pyproject.toml constraints.txt
 	  echo "OpenJEPA needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: PYTHON=python3.12 make"; exit 2; }
 	@echo "== Setting up .venv with the versions in constraints.txt: about 6 GB (PyTorch and its libraries), a few minutes"
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev,hf,onnx,fp8]'
+	.venv/bin/pip install --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev,hf,onnx,fp8,detection]'
 	@touch $(READY)
 
 clean:

@@ -32,6 +32,16 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small set that `openjepa make-scenes` draws: 24 training and 12 test images of 32 px, with COCO annotations."""
+    from openjepa.data.scenes.make import make_scenes
+
+    folder = tmp_path_factory.mktemp("drawn") / "scenes"
+    make_scenes(folder, train=24, test=12, size=32, seed=0, processes=1)
+    return folder
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests first: a worker that came to one last would leave the other with nothing to do."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
