@@ -67,6 +67,7 @@ def make_evaluate() -> Callable[..., None]:
     """The evaluate command, whose tasks are those of the table."""
     from openjepa.commands.evaluate import evaluate as measure
     from openjepa.evals import TASKS
+    from openjepa.evals.task import TaskSettings
 
     def evaluate(
         spec: Annotated[Positional[str], arg(metavar="ENCODER")],
@@ -75,6 +76,10 @@ def make_evaluate() -> Callable[..., None]:
         test: str,
         encoder: Literal["context", "target", "random", "pixels"] = "context",
         layers: int = 1,
+        train_annotations: str | None = None,
+        test_annotations: str | None = None,
+        ignore_zero: bool = False,
+        pictures: Path | None = None,
         seed: int = 0,
         device: str = "auto",
         json: bool = False,
@@ -84,17 +89,22 @@ def make_evaluate() -> Callable[..., None]:
         Args:
             spec: A run folder or checkpoint file; random:RECIPE or random:RUN; pixels:SIZE or pixels:RUN; timm:NAME or
                 timm:NAME:FILE; hf:FOLDER.
-            task: knn (20 nearest neighbours vote), linear (logistic regression on pooled features) or attentive (learned queries
-                choose among patch features).
+            task: knn (20 nearest neighbours vote), linear (logistic regression on pooled features), attentive (learned queries
+                choose among patch features) or segmentation (a linear classifier of patch features, on label maps or COCO masks).
             train: Labelled data to fit on; class sub-folders give labels.
             test: Labelled data to test on, once.
             encoder: Which encoder of a run; random is the untrained one, pixels the raw image.
             layers: How many last layers of the encoder pooled features are of; the paper takes 1 or 4.
+            train_annotations: Of segmentation: a COCO file, or a folder of label maps, where none lies beside the images.
+            test_annotations: The same, of the test images.
+            ignore_zero: Of segmentation: 0 in label maps is no class, as ADE20K's; else it is the background. 255 never is one.
+            pictures: Of segmentation: a folder for pictures of test images, each beside its truth and its prediction.
             seed: Of what a task draws: held-out images, first weights.
             device: auto, cpu, cuda or cuda:N.
             json: Print the JSON line alone.
         """
-        record = measure(spec, task, train, test, encoder, layers=layers, seed=seed, device=device)
+        settings = TaskSettings(layers, train_annotations, test_annotations, ignore_zero, pictures)
+        record = measure(spec, task, train, test, encoder, layers=layers, settings=settings, seed=seed, device=device)
         if not json:
             low, high = record["interval"]
             score = f"{record[record['main']]:.2%} (95 % interval {low:.2%} to {high:.2%})"

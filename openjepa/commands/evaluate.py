@@ -7,11 +7,12 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from openjepa.data.left_out import describe_left_out
-from openjepa.data.sources import ImageSource, canonical_spec, open_labelled
+from openjepa.data.sources import ImageSource, canonical_spec
 from openjepa.engine.precision import pick_device
 from openjepa.evals import TASKS
 from openjepa.evals.encoders import Candidate, Subject, open_encoder
@@ -20,6 +21,8 @@ from openjepa.evals.outcome import Outcome
 from openjepa.evals.task import TaskSettings
 from openjepa.runs.folder import Row, RunFolder
 from openjepa.runs.version import __version__
+
+DEFAULTS = TaskSettings()
 
 
 def evaluate(
@@ -30,15 +33,17 @@ def evaluate(
     encoder: Candidate = "context",
     *,
     layers: int = 1,
+    settings: TaskSettings = DEFAULTS,
     seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Scores of an encoder on labelled data by a task of evals.TASKS; gives the record.
 
     spec: an encoder as evals.encoders.open_encoder takes it; a run folder's evals/ gets the record. train, test: data specs
-    with labels. layers: how many last layers the features are of.
+    with labels. layers: how many last layers the features are of; settings: what else there is to choose.
     """
-    return evaluate_many(spec, [encoder], [(task, layers)], train, test, seed=seed, device=device)[0]
+    asked = [(task, layers)]
+    return evaluate_many(spec, [encoder], asked, train, test, settings=settings, seed=seed, device=device)[0]
 
 
 def evaluate_many(
@@ -48,6 +53,7 @@ def evaluate_many(
     train: str,
     test: str,
     *,
+    settings: TaskSettings = DEFAULTS,
     seed: int = 0,
     device: str = "auto",
     keep_features: bool = True,
@@ -69,33 +75,42 @@ def evaluate_many(
         subject = open_encoder(spec, train, choice, place)
         folder = subject.run.cache if subject.run and keep_features and choice != "pixels" else None  # pixels need no encoder
         store = FeatureStore(subject.encoder, subject.weights, folder=folder, device=place, label=subject.name)
-        sources = [open_labelled(data, subject.encoder.channels, subject.reading) for data in (train, test)]
         for task, layers in tasks:
             if choice == "pixels" and layers != 1 and len(tasks) > 1:
                 continue
             note(f"{task} on {subject.name}" + (f", last {layers} layers" if layers != 1 else ""))
+            chosen = replace(settings, layers=layers)
+            sources = TASKS[task].open(train, test, subject.encoder.channels, chosen, subject.reading)
             for line in () if (choice, task) != (encoders[0], tasks[0][0]) else _say_left_out(sources):
                 warn(line)
-            outcome = TASKS[task].evaluate(store, sources[0], sources[1], TaskSettings(layers), seed)
-            records.append(make_record(outcome, subject, train, test, layers))
+            outcome = TASKS[task].evaluate(store, *sources, chosen, seed)
+            records.append(make_record(outcome, subject, train, test, chosen))
             if subject.run is not None:
                 keep_record(subject.run, records[-1], warn)
     return records
 
 
-def _say_left_out(sources: Sequence[ImageSource]) -> list[str]:
+def _say_left_out(sources: tuple[ImageSource, ImageSource]) -> list[str]:
     return [f"{source.spec}: {line}" for source in sources for line in describe_left_out(source)]
 
 
-def make_record(outcome: Outcome, subject: Subject, train: str, test: str, layers: int = 1) -> Row:
+def make_record(outcome: Outcome, subject: Subject, train: str, test: str, settings: TaskSettings = DEFAULTS) -> Row:
     """An outcome with what it was measured on: encoder, data, version and time."""
     return (
         outcome.to_record()
-        | {"encoder": subject.name, "layers": layers, "train": train, "test": test}
+        | {"encoder": subject.name, "layers": settings.layers, "train": train, "test": test}
         | {"train_path": canonical_spec(train), "test_path": canonical_spec(test)}
+        | _list_annotations(settings)
         | subject.facts
         | {"version": __version__, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     )
+
+
+def _list_annotations(settings: TaskSettings) -> dict[str, Any]:
+    """What a record says of the labels that were named beside the data, and nothing where none were."""
+    named = {"train_annotations": settings.train_annotations, "test_annotations": settings.test_annotations}
+    found: dict[str, Any] = {key: canonical_spec(value) for key, value in named.items() if value is not None}
+    return found | ({"ignore_zero": True} if settings.ignore_zero else {})
 
 
 def keep_record(run: RunFolder, record: Row, warn: Callable[[str], None]) -> None:
@@ -109,5 +124,6 @@ def keep_record(run: RunFolder, record: Row, warn: Callable[[str], None]) -> Non
 def name_record(record: Row) -> str:
     """The file name of an evaluation's record: the same for the same question, and another one for every other."""
     question = [record[key] for key in ("task", "encoder", "layers", "train_path", "test_path", "seed", "step", "sha256")]
+    question += [f"{key}={record[key]}" for key in ("train_annotations", "test_annotations", "ignore_zero") if key in record]
     short = hashlib.sha256(json.dumps(question).encode()).hexdigest()[:8]
     return f"{record['task']}-{record['encoder']}-step-{record['step']}-{short}"

@@ -21,7 +21,8 @@ from PIL import Image
 
 from openjepa.data.annotations import AnnotatedSource, Objects, check_size, find_annotations, open_coco
 from openjepa.data.decode import EXTENSIONS, FORMATS, DecodeError, read_header
-from openjepa.data.sources import FolderSource, list_files, open_folder, printable
+from openjepa.data.sources import FolderSource, list_files, printable
+from openjepa.data.sources.folder import open_folder
 
 LabelMap = UInt8[np.ndarray, "height width"]
 
@@ -46,14 +47,16 @@ class MappedSource(FolderSource):
         return self.read(index)
 
 
-def open_mapped(spec: str, channels: int, annotations: str | None = None, *, ignore_zero: bool = False) -> MappedSource:
+def open_mapped(
+    spec: str, channels: int, annotations: str | None = None, *, ignore_zero: bool = False, reading: Reading = AS_STORED
+) -> MappedSource:
     """Images with label maps: from a folder of maps or a COCO file, named or found beside the images.
 
-    ignore_zero: 0 in a folder's maps is no class. ValueError, one line, for layouts that are neither and maps that do not fit.
+    ignore_zero: 0 in a folder's maps is no class. reading: of the images' samples. ValueError, one line, for layouts that are neither and maps that do not fit.
     """
     folders = find_map_folders(spec) if annotations is None else (spec, annotations) if Path(annotations).is_dir() else None
     if folders is not None:
-        return open_map_folder(*folders, channels, ignore_zero=ignore_zero)
+        return open_map_folder(*folders, channels, ignore_zero=ignore_zero, reading=reading)
     if ignore_zero:
         raise ValueError(f"{spec} has COCO annotations, whose pixels without an object are a class: drop --ignore-zero")
     if annotations is None:
@@ -61,7 +64,7 @@ def open_mapped(spec: str, channels: int, annotations: str | None = None, *, ign
             find_annotations(spec)
         except ValueError as error:
             raise ValueError(f"{error}, or keep label maps as ROOT/images/... and ROOT/annotations/...") from None
-    return paint_coco(open_coco(spec, channels, annotations, need_masks=True))
+    return paint_coco(open_coco(spec, channels, annotations, need_masks=True, reading=reading))
 
 
 def find_map_folders(spec: str) -> tuple[str, str] | None:

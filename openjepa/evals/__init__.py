@@ -10,10 +10,12 @@ from __future__ import annotations
 from openjepa.evals.attentive import score_attentive
 from openjepa.evals.knn import score_knn
 from openjepa.evals.linear import score_linear
+from openjepa.evals.segmentation import SegmentationTask
 from openjepa.evals.task import FeatureTask, Task
 
 TASKS: dict[str, Task] = {
     "knn": FeatureTask("knn", "20-NN", score_knn),
     "linear": FeatureTask("linear", "Linear probe", score_linear),
     "attentive": FeatureTask("attentive", "Attentive probe", score_attentive, needs_patches=True),
+    "segmentation": SegmentationTask("segmentation", "Linear segmentation"),
 }

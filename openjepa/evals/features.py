@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -186,11 +187,16 @@ class FeatureStore:
             encoder = encoder.with_layers(layers)
         return self._find(source, f"pooled-{layers}", encoder, patches=False)
 
-    def extract_patches(self, source: ImageSource) -> Features:
-        """Patch features (n, P, D) of the encoder's last layer. ValueError if they would take more than MOST_BYTES."""
+    def patch_shape(self) -> tuple[int, int, int]:
+        """Patches down and across, and the width, of what the encoder gives for an image."""
         with torch.inference_mode(), _evaluating(self.encoder, torch.device(self.device)):
             blank = torch.zeros(1, self.encoder.channels, *self.encoder.size, dtype=torch.uint8, device=self.device)
-            num_bytes = 4 * len(source) * self.encoder(blank)[1].numel()
+            down, across, width = self.encoder(blank)[1].shape[1:]
+        return down, across, width
+
+    def extract_patches(self, source: ImageSource) -> Features:
+        """Patch features (n, P, D) of the encoder's last layer. ValueError if they would take more than MOST_BYTES."""
+        num_bytes = 4 * len(source) * math.prod(self.patch_shape())
         if num_bytes > MOST_BYTES:
             raise ValueError(
                 f"patch features of the {len(source):,} images of {source.spec} take {num_bytes / 1e9:.0f} GB of memory, more "

@@ -36,7 +36,7 @@ class Outcome:
     seed: int
     hyper_parameters: dict[str, float | int]
     warnings: list[str]
-    predictions: Integers = field(repr=False)  # (num_test,) predicted class of each test image, in the order of its features
+    predictions: Integers = field(repr=False)  # (num_test,) predicted class of each test image; none where images have no class
     classes: list[str] = field(repr=False)  # what predictions are indices into
 
     @property
