@@ -57,6 +57,10 @@ class Objects:
         parts = (self.boxes[idx], self.labels[idx], self.crowd_mask[idx], self.areas[idx])
         return Objects(self.size, *parts, [self.segmentations[number] for number in idx])
 
+    def without_crowds(self) -> Objects:
+        """The single objects, which a detector can learn from."""
+        return self.take(np.flatnonzero(~self.crowd_mask).tolist())
+
 
 @dataclass(frozen=True)
 class AnnotatedSource(FolderSource):

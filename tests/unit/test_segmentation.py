@@ -167,9 +167,7 @@ def test_scenes_on_the_command_line(scenes, tmp_path, quick):
     drawn = np.asarray(Image.open(pictures / "000000.png"))
     assert drawn.shape == (256, 3 * 256 + 8, 3)
     assert np.array_equal(drawn[4::8, 4:256:8], source.load(0))  # the image itself comes first
-    assert np.array_equal(
-        (drawn[4::8, 264:516:8] == 0).all(-1), source.read_map(0) == 0
-    )  # then the truth
+    assert np.array_equal((drawn[4::8, 264:516:8] == 0).all(-1), source.read_map(0) == 0)  # then the truth
 
 
 def test_mistakes_are_one_line(scenes, tmp_path):
