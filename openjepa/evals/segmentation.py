@@ -4,8 +4,9 @@ Source: the linear protocol of DINOv2, Oquab et al. 2023 (arXiv 2304.07193, sect
 to pixels. Heads of a grid of learning rates and weight decays train together by AdamW on cached features, as in attentive.py. The
 one with the best mean IoU on a held-out tenth of the training images is trained again on all of them, and tested once.
 
-Images are seen through the evaluation view: shorter side resized, middle cut out. Heads train on maps of the view's size, each of
-its pixels with the class of the nearest. Test maps keep their own pixels, and scores are upsampled to them, so that encoders of
+Images are seen through the evaluation view: shorter side resized, middle cut out. Heads train on maps of CELLS x CELLS cells a
+patch, or of the view's pixels where these are fewer, each with the class at its middle: between patches scores are straight
+lines, so finer maps teach little more and cost the square. Test maps keep their own pixels, and scores are upsampled to them, so that encoders of
 different sizes answer for the same pixels. How maps are scored is in iou.py. Left out: sliding windows, augmented views, a head
 on several layers, and UPerNet.
 """
@@ -40,6 +41,7 @@ RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 DECAYS = (1e-3, 0.1)
 STEPS = 1000
 BATCH = 16  # images
+CELLS = 4  # a patch's side, of the maps that heads train on
 WARMUP_FRAC = 0.1
 MOST_SCORES = 2**25  # held at a time: of all heads, classes and pixels of a part of a batch
 NUM_PICTURES = 24
@@ -50,7 +52,7 @@ Box = tuple[slice, slice]  # rows, columns
 
 @dataclass(frozen=True)
 class Lesson:
-    """What heads learn from: features on the grid of patches, and maps of the view's size."""
+    """What heads learn from: features on the grid of patches, and maps of the same view."""
 
     tokens: Float[Tensor, "images down across dim"] = field(repr=False)
     maps: UInt8[Tensor, "images height width"] = field(repr=False)
@@ -172,7 +174,8 @@ def prepare(
 ) -> Lesson:
     """Features and maps of training images, as heads take them. ValueError if every pixel of them is ignored."""
     tokens = torch.from_numpy(features.rows)
-    maps = np.stack([shrink_map(source.read_map(index), size) for index in features.image_idx.tolist()])
+    cells = (min(size[0], CELLS * grid[0]), min(size[1], CELLS * grid[1]))
+    maps = np.stack([shrink_map(source.read_map(index), size, cells) for index in features.image_idx.tolist()])
     if (maps == IGNORED).all():
         raise ValueError(f"every pixel of the maps of {source.spec} is ignored in the middle of its images")
     mean, std = measure_channels(tokens)
@@ -187,11 +190,11 @@ def find_view(truth: LabelMap, size: tuple[int, int]) -> Box:
     return slice(first_row, last_row), slice(first_column, last_column)
 
 
-def shrink_map(truth: LabelMap, size: tuple[int, int]) -> UInt8[np.ndarray, "view_height view_width"]:
-    """The map of an image's evaluation view: at the middle of each of its pixels, the class that lies there."""
+def shrink_map(truth: LabelMap, size: tuple[int, int], cells: tuple[int, int]) -> UInt8[np.ndarray, "view_height view_width"]:
+    """The map of an image's evaluation view of a size, in so many cells: at the middle of each, the class that lies there."""
     top, left, height, width = find_middle(truth.shape, size)
-    rows = np.floor(top + (np.arange(size[0]) + 0.5) * height / size[0]).astype(np.int64)
-    columns = np.floor(left + (np.arange(size[1]) + 0.5) * width / size[1]).astype(np.int64)
+    rows = np.floor(top + (np.arange(cells[0]) + 0.5) * height / cells[0]).astype(np.int64)
+    columns = np.floor(left + (np.arange(cells[1]) + 0.5) * width / cells[1]).astype(np.int64)
     shrunk: UInt8[np.ndarray, "view_height view_width"] = truth[rows][:, columns]
     return shrunk
 

@@ -148,8 +148,8 @@ def test_classes_must_agree(tmp_path):
 def test_a_view_shows_the_same_part_of_image_and_map():
     truth = np.arange(12 * 20).reshape(12, 20) % 200
     truth = truth.astype(np.uint8)
-    assert np.array_equal(segmentation.shrink_map(truth, (12, 12)), truth[:, 4:16])
-    assert np.array_equal(segmentation.shrink_map(truth, (6, 10)), truth[1::2, 1::2])
+    assert np.array_equal(segmentation.shrink_map(truth, (12, 12), (12, 12)), truth[:, 4:16])
+    assert np.array_equal(segmentation.shrink_map(truth, (24, 40), (6, 10)), truth[1::2, 1::2])
     rows, columns = segmentation.find_view(truth, (12, 12))
     assert (rows, columns) == (slice(0, 12), slice(4, 16))
 
