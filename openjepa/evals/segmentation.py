@@ -6,9 +6,9 @@ one with the best mean IoU on a held-out tenth of the training images is trained
 
 Images are seen through the evaluation view: shorter side resized, middle cut out. Heads train on maps of CELLS x CELLS cells a
 patch, or of the view's pixels where these are fewer, each with the class at its middle: between patches scores are straight
-lines, so finer maps teach little more and cost the square. Test maps keep their own pixels, and scores are upsampled to them, so that encoders of
-different sizes answer for the same pixels. How maps are scored is in iou.py. Left out: sliding windows, augmented views, a head
-on several layers, and UPerNet.
+lines, so finer maps teach little more and cost the square. Test maps keep their own pixels, and scores are upsampled to them, so
+that encoders of different sizes answer for the same pixels. How maps are scored is in iou.py. Left out: sliding windows,
+augmented views, a head on several layers, and UPerNet.
 """
 
 from __future__ import annotations
