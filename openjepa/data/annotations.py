@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from openjepa.data.decode import DecodeError, Pixels, read_header
+from openjepa.data.reading import AS_STORED, Reading
 from openjepa.data.segments import Segmentation, clean_segmentation, decode_mask
 from openjepa.data.sources import FolderSource, printable
 
@@ -62,7 +63,7 @@ class Objects:
         return self.take(np.flatnonzero(~self.crowd_mask).tolist())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AnnotatedSource(FolderSource):
     """Image files with annotated objects, some with none. An image has no single class: labels is None."""
 
@@ -71,7 +72,7 @@ class AnnotatedSource(FolderSource):
     category_ids: list[int] = field(repr=False)  # as the file has them, by label
     image_ids: list[int] = field(repr=False)
     objects: list[Objects] = field(repr=False)  # one entry an image
-    left_out: str | None = None  # one line about what could not be used
+    unused: str | None = None  # one line about what could not be used
 
     def load_checked(self, index: int) -> Pixels:
         """An image of the size that its annotations are for. DecodeError if it has another or cannot be read."""
@@ -124,15 +125,18 @@ def find_annotations(spec: str) -> Path:
     raise ValueError(f"{spec} has no annotations: none of {tried} is in {above}; name the COCO file")
 
 
-def open_coco(spec: str, channels: int, file: str | None = None, *, need_masks: bool = False) -> AnnotatedSource:
+def open_coco(
+    spec: str, channels: int, file: str | None = None, *, need_masks: bool = False, reading: Reading = AS_STORED
+) -> AnnotatedSource:
     """The images of a folder that an annotation file lists; the file beside it if none is named.
 
-    need_masks: objects without a usable mask are left out, too. ValueError if nothing can be used.
+    need_masks: objects without a usable mask are left out, too. reading: of the images' samples. ValueError if nothing
+    can be used.
     """
     path = find_annotations(spec) if file is None else Path(file).expanduser()
     if not Path(spec).expanduser().is_dir():
         raise ValueError(f"{spec} is no folder of images; the annotations in {path} are of files")
-    return _Reader(spec, path, need_masks).read(channels)
+    return _Reader(spec, path, need_masks).read(channels, reading)
 
 
 class _LeftOut:
@@ -158,7 +162,7 @@ class _Reader:
         self.name = printable(str(path))
         self.left_out = _LeftOut()
 
-    def read(self, channels: int) -> AnnotatedSource:
+    def read(self, channels: int, reading: Reading) -> AnnotatedSource:
         images, annotations, categories = self._read_lists()
         ids, names = self._read_categories(categories)
         files, sizes = self._find_images(images)
@@ -179,8 +183,9 @@ class _Reader:
             raise ValueError(f"no {'annotation' if files else 'image'} can be used: {why}")
         objects = [_gather(by_image[image_id], sizes[image_id]) for image_id in files]
         return AnnotatedSource(
-            self.spec, channels, list(files.values()), None, [], self.name, names, ids, list(files), objects, left_out
-        )
+            self.spec, channels, list(files.values()), None, [], reading, file=self.name, categories=names, category_ids=ids,
+            image_ids=list(files), objects=objects, unused=left_out,
+        )  # fmt: skip
 
     def _read_lists(self) -> tuple[list[Row], list[Row], list[Row]]:
         try:

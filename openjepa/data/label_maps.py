@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from PIL import Image
 
 from openjepa.data.annotations import AnnotatedSource, Objects, check_size, find_annotations, open_coco
 from openjepa.data.decode import EXTENSIONS, FORMATS, DecodeError, read_header
+from openjepa.data.reading import AS_STORED, Reading
 from openjepa.data.sources import FolderSource, list_files, printable
 from openjepa.data.sources.folder import open_folder
 
@@ -30,7 +31,7 @@ IGNORED = 255  # the value of pixels that have no class
 BACKGROUND = "background"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MappedSource(FolderSource):
     """Image files with a label map each. An image has no single class: labels is None.
 
@@ -40,7 +41,7 @@ class MappedSource(FolderSource):
     map_classes: list[str]
     background: int | None
     read: Callable[[int], LabelMap] = field(repr=False)
-    left_out: str | None = None  # one line about what could not be used
+    unused: str | None = None  # one line about what could not be used
 
     def read_map(self, index: int) -> LabelMap:
         """Indices into map_classes, and IGNORED. DecodeError if the map cannot be read."""
@@ -52,7 +53,8 @@ def open_mapped(
 ) -> MappedSource:
     """Images with label maps: from a folder of maps or a COCO file, named or found beside the images.
 
-    ignore_zero: 0 in a folder's maps is no class. reading: of the images' samples. ValueError, one line, for layouts that are neither and maps that do not fit.
+    ignore_zero: 0 in a folder's maps is no class. reading: of the images' samples. ValueError, one line, for layouts that are
+    neither and maps that do not fit.
     """
     folders = find_map_folders(spec) if annotations is None else (spec, annotations) if Path(annotations).is_dir() else None
     if folders is not None:
@@ -80,12 +82,14 @@ def find_map_folders(spec: str) -> tuple[str, str] | None:
     return None
 
 
-def open_map_folder(images: str, maps: str, channels: int, *, ignore_zero: bool = False) -> MappedSource:
+def open_map_folder(
+    images: str, maps: str, channels: int, *, ignore_zero: bool = False, reading: Reading = AS_STORED
+) -> MappedSource:
     """Images and maps of the same names. Every map is read once: it has its image's size, and its values are the classes.
 
     ValueError if no image has a map, or a map is none.
     """
-    source = open_folder(images, channels)
+    source = open_folder(images, channels, replace(reading, pages="first"))
     map_root, image_root = Path(maps).expanduser(), Path(images).expanduser()
     by_stem = {os.path.splitext(name)[0]: name for name in list_files(map_root) if _is_image(name)}
     stems = [os.path.splitext(os.path.relpath(file, image_root))[0].replace(os.sep, "/") for file in source.files]
@@ -105,10 +109,13 @@ def open_map_folder(images: str, maps: str, channels: int, *, ignore_zero: bool 
     table = np.full(IGNORED + 1, IGNORED, np.uint8)
     table[numbers] = np.arange(len(numbers))
     names = [str(number) if number else BACKGROUND for number in numbers]
-    left_out = f"{len(missing):,} images of {images} have no label map (first: {printable(missing[0])})" if missing else None
+    unused = f"{len(missing):,} images of {images} have no label map (first: {printable(missing[0])})" if missing else None
     files, map_files = [file for file, _ in pairs], [map_file for _, map_file in pairs]
     background = 0 if numbers[0] == 0 else None
-    return MappedSource(images, channels, files, None, [], names, background, partial(_read_numbers, map_files, table), left_out)
+    return MappedSource(
+        images, channels, files, None, [], reading, map_classes=names, background=background,
+        read=partial(_read_numbers, map_files, table), unused=unused,
+    )  # fmt: skip
 
 
 def paint_coco(source: AnnotatedSource) -> MappedSource:
@@ -117,8 +124,8 @@ def paint_coco(source: AnnotatedSource) -> MappedSource:
         raise ValueError(f"{source.file} has {len(source.categories)} classes, more than the {IGNORED - 1} of a label map")
     background = BACKGROUND if BACKGROUND not in source.categories else "no object"
     return MappedSource(
-        source.spec, source.channels, source.files, None, [], [background, *source.categories], 0,
-        partial(_paint_image, source.objects), source.left_out,
+        source.spec, source.channels, source.files, None, [], source.reading, map_classes=[background, *source.categories],
+        background=0, read=partial(_paint_image, source.objects), unused=source.unused,
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from openjepa.data.annotations import list_names
 from openjepa.data.label_maps import IGNORED, LabelMap, MappedSource, open_mapped
+from openjepa.data.reading import AS_STORED, Reading
 from openjepa.data.sources import ImageSource, canonical_spec
 from openjepa.data.views import find_middle
 from openjepa.engine.threads import threads_for
@@ -262,7 +263,7 @@ def _part_size(lesson: Lesson, num_heads: int) -> int:
 
 def _list_warnings(train: MappedSource, test: MappedSource, known: Features, seen: Features) -> list[str]:
     unread = [f"{len(part.skipped)} images of {part.spec} could not be read" for part in (known, seen) if part.skipped]
-    left_out = list(dict.fromkeys(source.left_out for source in (train, test) if source.left_out))
+    left_out = list(dict.fromkeys(source.unused for source in (train, test) if source.unused))
     same = canonical_spec(train.spec) == canonical_spec(test.spec)
     reused = [f"{train.spec} was used for training and for test; the scores say nothing about new images"] if same else []
     return left_out + unread + reused

@@ -62,7 +62,7 @@ def count_data2vec(method: Data2Vec, recipe: Recipe) -> float:
     context = 2 * _embed(vit) * float(seen.sum()) + TRAINED * _count_layers(vit, seen)
     maps = sum(2 * layer.weight.numel() for layer in [*decoder.layers, decoder.output_proj])
     target = _embed(vit) * patches + _count_layers(vit, torch.full((1,), float(patches), dtype=torch.float64))
-    return target + mask.per_view * (context / COUNTED_IMAGES + TRAINED * patches * maps)
+    return float(target + mask.per_view * (context / COUNTED_IMAGES + TRAINED * patches * maps))
 
 
 def count_parts(method: MaskedMethod, masks: Masks) -> dict[str, float]:

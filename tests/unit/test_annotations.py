@@ -34,7 +34,7 @@ def annotation(number, image_id, category_id=3, bbox=(2, 3, 4, 5), **more):
 
 def test_scenes_come_back_as_they_were_drawn(scenes):
     source = open_coco(str(scenes / "test"), 3)
-    assert (source.categories, source.category_ids, source.left_out) == (CLASSES, list(range(1, len(CLASSES) + 1)), None)
+    assert (source.categories, source.category_ids, source.unused) == (CLASSES, list(range(1, len(CLASSES) + 1)), None)
     for index in (0, 5, len(source) - 1):
         scene = render_scene(0, "test", source.image_ids[index] - 1, 32)
         objects, pixels = source.objects[index], source.load_checked(index)
@@ -76,7 +76,7 @@ def test_a_file_of_other_tools_is_read_and_what_cannot_be_used_is_counted(tmp_pa
     assert [len(objects) for objects in source.objects] == [3, 0, 0, 1]
     assert source.objects[3].size == (10, 20)  # from the file itself
     assert [source.category_ids[label] for label in first.labels] == [3, 90, 90]
-    line = source.left_out
+    line = source.unused
     assert line is not None and "\n" not in line
     for words in (
         "2 images that are missing (first: none.png)", "1 images whose id another has (first: again.png)",
@@ -86,7 +86,7 @@ def test_a_file_of_other_tools_is_read_and_what_cannot_be_used_is_counted(tmp_pa
         assert words in line
     with_masks = open_coco(spec, 3, need_masks=True)
     assert [len(objects) for objects in with_masks.objects] == [2, 0, 0, 0]
-    assert "2 annotations without a usable mask" in with_masks.left_out
+    assert "2 annotations without a usable mask" in with_masks.unused
 
 
 def test_classes_are_matched_by_name(tmp_path):

@@ -61,7 +61,7 @@ def test_images_without_a_map_are_counted(tmp_path):
     (tmp_path / "annotations" / "training" / "a.png").unlink()
     source = open_mapped(spec, 3)
     assert len(source) == 1
-    assert source.left_out == f"1 images of {spec} have no label map (first: {spec}/a.jpg)"
+    assert source.unused == f"1 images of {spec} have no label map (first: {spec}/a.jpg)"
 
 
 @pytest.mark.parametrize(

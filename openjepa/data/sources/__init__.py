@@ -30,8 +30,8 @@ from openjepa.data.sources.packed import is_pack, open_pack
 class SourceKind(NamedTuple):
     """A row of SOURCES: what stands behind `NAME:`, and how it is opened.
 
-    examples: specs, for messages. open: called on (spec, what follows the colon, channels, reading), it gives the source or raises
-    ValueError. canonical: the same words for the same data, of what follows the colon.
+    examples: specs, for messages. open: called on (spec, what follows the colon, channels, reading), it gives the source or
+    raises ValueError. canonical: the same words for the same data, of what follows the colon.
     """
 
     examples: tuple[str, ...]
