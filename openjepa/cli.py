@@ -80,6 +80,7 @@ def make_evaluate() -> Callable[..., None]:
         test_annotations: str | None = None,
         ignore_zero: bool = False,
         pictures: Path | None = None,
+        accuracy: float | None = None,
         seed: int = 0,
         device: str = "auto",
         json: bool = False,
@@ -89,8 +90,7 @@ def make_evaluate() -> Callable[..., None]:
         Args:
             spec: A run folder or checkpoint file; random:RECIPE or random:RUN; pixels:SIZE or pixels:RUN; timm:NAME or
                 timm:NAME:FILE; hf:FOLDER.
-            task: knn (20 nearest neighbours vote), linear (logistic regression on pooled features), attentive (learned queries
-                choose among patch features) or segmentation (a linear classifier of patch features, on label maps or COCO masks).
+            task: TASKS. docs/tasks.md says what each computes.
             train: Labelled data to fit on; class sub-folders give labels.
             test: Labelled data to test on, once.
             encoder: Which encoder of a run; random is the untrained one, pixels the raw image.
@@ -99,18 +99,22 @@ def make_evaluate() -> Callable[..., None]:
             test_annotations: The same, of the test images.
             ignore_zero: Of segmentation: 0 in label maps is no class, as ADE20K's; else it is the background. 255 never is one.
             pictures: Of segmentation: a folder for pictures of test images, each beside its truth and its prediction.
-            seed: Of what a task draws: held-out images, first weights.
+            accuracy: What labels-needed asks for, as in 0.9; 95 % of what all labels give if not given.
+            seed: Of what a task draws: held-out images, first weights, labelled images, noise.
             device: auto, cpu, cuda or cuda:N.
             json: Print the JSON line alone.
         """
-        settings = TaskSettings(layers, train_annotations, test_annotations, ignore_zero, pictures)
+        settings = TaskSettings(layers, train_annotations, test_annotations, ignore_zero, pictures, accuracy)
         record = measure(spec, task, train, test, encoder, layers=layers, settings=settings, seed=seed, device=device)
         if not json:
-            low, high = record["interval"]
-            score = f"{record[record['main']]:.2%} (95 % interval {low:.2%} to {high:.2%})"
-            print(f"{task} {record['main']} of {record['encoder']}: {score}")
+            if not record.get("unit"):
+                interval = "" if record["interval"] is None else " (95 % interval {:.2%} to {:.2%})".format(*record["interval"])
+                print(f"{task} {record['main']} of {record['encoder']}: {record[record['main']]:.2%}{interval}")
+            print(record["words"]) if "words" in record else None
         print(_to_json(record))
 
+    titles = "; ".join(f"{name}: {row.title}" for name, row in TASKS.items())
+    evaluate.__doc__ = (evaluate.__doc__ or "").replace("TASKS", titles)
     choices: Any = Literal[tuple(TASKS)]
     evaluate.__annotations__["task"] = Annotated[choices, arg(aliases=["--protocol"])]  # what version 0.1 called it
     return evaluate

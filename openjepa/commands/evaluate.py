@@ -100,17 +100,18 @@ def make_record(outcome: Outcome, subject: Subject, train: str, test: str, setti
         outcome.to_record()
         | {"encoder": subject.name, "layers": settings.layers, "train": train, "test": test}
         | {"train_path": canonical_spec(train), "test_path": canonical_spec(test)}
-        | _list_annotations(settings)
+        | _list_choices(settings)
         | subject.facts
         | {"version": __version__, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     )
 
 
-def _list_annotations(settings: TaskSettings) -> dict[str, Any]:
-    """What a record says of the labels that were named beside the data, and nothing where none were."""
+def _list_choices(settings: TaskSettings) -> dict[str, Any]:
+    """What a record says of the choices that make another question of a task; nothing of those that were left open."""
     named = {"train_annotations": settings.train_annotations, "test_annotations": settings.test_annotations}
     found: dict[str, Any] = {key: canonical_spec(value) for key, value in named.items() if value is not None}
-    return found | ({"ignore_zero": True} if settings.ignore_zero else {})
+    found |= {"ignore_zero": True} if settings.ignore_zero else {}
+    return found | ({} if settings.accuracy is None else {"accuracy_asked": settings.accuracy})
 
 
 def keep_record(run: RunFolder, record: Row, warn: Callable[[str], None]) -> None:
@@ -124,6 +125,7 @@ def keep_record(run: RunFolder, record: Row, warn: Callable[[str], None]) -> Non
 def name_record(record: Row) -> str:
     """The file name of an evaluation's record: the same for the same question, and another one for every other."""
     question = [record[key] for key in ("task", "encoder", "layers", "train_path", "test_path", "seed", "step", "sha256")]
-    question += [f"{key}={record[key]}" for key in ("train_annotations", "test_annotations", "ignore_zero") if key in record]
+    asked = ("train_annotations", "test_annotations", "ignore_zero", "accuracy_asked")
+    question += [f"{key}={record[key]}" for key in asked if key in record]
     short = hashlib.sha256(json.dumps(question).encode()).hexdigest()[:8]
     return f"{record['task']}-{record['encoder']}-step-{record['step']}-{short}"

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 from openjepa.evals.attentive import score_attentive
 from openjepa.evals.knn import score_knn
+from openjepa.evals.labels_needed import score_labels_needed
 from openjepa.evals.linear import score_linear
+from openjepa.evals.lowshot import score_lowshot
+from openjepa.evals.retrieval import score_retrieval
+from openjepa.evals.robustness import Robustness
 from openjepa.evals.segmentation import SegmentationTask
 from openjepa.evals.task import FeatureTask, Task
 
@@ -17,5 +21,9 @@ TASKS: dict[str, Task] = {
     "knn": FeatureTask("knn", "20-NN", score_knn),
     "linear": FeatureTask("linear", "Linear probe", score_linear),
     "attentive": FeatureTask("attentive", "Attentive probe", score_attentive, needs_patches=True),
+    "lowshot": FeatureTask("lowshot", "Few labels", score_lowshot),
+    "labels-needed": FeatureTask("labels-needed", "Labels needed", score_labels_needed, options=("accuracy",)),
+    "retrieval": FeatureTask("retrieval", "Retrieval", score_retrieval),
+    "robustness": Robustness(),
     "segmentation": SegmentationTask("segmentation", "Linear segmentation"),
 }

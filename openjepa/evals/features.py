@@ -180,12 +180,15 @@ class FeatureStore:
 
     def extract(self, source: ImageSource, layers: int = 1) -> Features:
         """Pooled features of the encoder's last layers. ValueError as extract_features raises it, or if it lacks layers."""
-        encoder = self.encoder
-        if layers != 1:
-            if not isinstance(encoder, Encoder):
-                raise ValueError(f"{self.label} has no choice of layers, which encoders of OpenJEPA have: use --layers 1")
-            encoder = encoder.with_layers(layers)
-        return self._find(source, f"pooled-{layers}", encoder, patches=False)
+        return self._find(source, f"pooled-{layers}", self.with_layers(layers), patches=False)
+
+    def with_layers(self, layers: int) -> ImageEncoder:
+        """The encoder whose pooled features are of its last layers. ValueError if it lacks them."""
+        if layers == 1:
+            return self.encoder
+        if not isinstance(self.encoder, Encoder):
+            raise ValueError(f"{self.label} has no choice of layers, which encoders of OpenJEPA have: use --layers 1")
+        return self.encoder.with_layers(layers)
 
     def patch_shape(self) -> tuple[int, int, int]:
         """Patches down and across, and the width, of what the encoder gives for an image."""

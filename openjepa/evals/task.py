@@ -12,7 +12,7 @@ from typing import Protocol
 
 from openjepa.data.reading import AS_STORED, Reading
 from openjepa.data.sources import ImageSource, open_labelled
-from openjepa.evals.features import Features, FeatureStore
+from openjepa.evals.features import FeatureStore
 from openjepa.evals.outcome import Outcome
 
 
@@ -21,7 +21,7 @@ class TaskSettings:
     """What a user may choose of a task. layers: how many last layers of the encoder the features are of.
 
     Of tasks on pixels: train_annotations and test_annotations, where they do not lie beside the images; ignore_zero, of label
-    maps; pictures, a folder to draw into.
+    maps; pictures, a folder to draw into. accuracy: what labels-needed asks for, in (0, 1]; None is what it asks by itself.
     """
 
     layers: int = 1
@@ -29,6 +29,7 @@ class TaskSettings:
     test_annotations: str | None = None
     ignore_zero: bool = False
     pictures: Path | None = None
+    accuracy: float | None = None
 
 
 class Task(Protocol):
@@ -54,28 +55,46 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class FeatureTask:
-    """A task on features of labelled images. score: (train features, test features, seed) -> Outcome."""
+    """A task on features of labelled images.
+
+    score: (train features, test features, seed) -> Outcome; it is also given the settings that `options` names, by name.
+    """
 
     name: str
     title: str
-    score: Callable[[Features, Features, int], Outcome]
+    score: Callable[..., Outcome]
     needs_patches: bool = False
+    options: tuple[str, ...] = ()
 
     def open(
         self, train: str, test: str, channels: int, settings: TaskSettings, reading: Reading = AS_STORED
     ) -> tuple[ImageSource, ImageSource]:
         """Images with a class each."""
-        if settings.train_annotations or settings.test_annotations or settings.ignore_zero or settings.pictures:
-            flags = "--train-annotations, --test-annotations, --ignore-zero and --pictures"
-            raise ValueError(f"task {self.name} takes one label an image, from its folder: drop {flags}")
-        return open_labelled(train, channels, reading), open_labelled(test, channels, reading)
+        return open_classified(self.name, self.options, train, test, channels, settings, reading)
 
     def evaluate(
         self, features: FeatureStore, train: ImageSource, test: ImageSource, settings: TaskSettings, seed: int
     ) -> Outcome:
         """Extract features, or take those that the store has, and score them."""
+        options = {name: getattr(settings, name) for name in self.options}
         if self.needs_patches:
             if settings.layers != 1:
                 raise ValueError(f"task {self.name} reads the last layer's patches: drop --layers {settings.layers}")
-            return self.score(features.extract_patches(train), features.extract_patches(test), seed)
-        return self.score(features.extract(train, settings.layers), features.extract(test, settings.layers), seed)
+            return self.score(features.extract_patches(train), features.extract_patches(test), seed, **options)
+        return self.score(features.extract(train, settings.layers), features.extract(test, settings.layers), seed, **options)
+
+
+def open_classified(
+    task: str, options: tuple[str, ...], train: str, test: str, channels: int, settings: TaskSettings, reading: Reading
+) -> tuple[ImageSource, ImageSource]:
+    """The data of a task that takes one label an image. ValueError for a setting that the task does not read, or without labels.
+
+    options: the settings beyond layers that it reads.
+    """
+    defaults = TaskSettings()
+    unread = [
+        key for key in vars(defaults) if key not in ("layers", *options) and getattr(settings, key) != getattr(defaults, key)
+    ]
+    if unread:
+        raise ValueError(f"task {task} does not read --{unread[0].replace('_', '-')}: drop it")
+    return open_labelled(train, channels, reading), open_labelled(test, channels, reading)
