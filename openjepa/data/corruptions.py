@@ -42,12 +42,14 @@ def corrupt(pixels: UInt8[np.ndarray, "H W C"], name: str, severity: int, *, see
 
 def add_gaussian_noise(picture: Picture, level: float, generator: np.random.Generator) -> Picture:
     """level: the standard deviation."""
-    return picture + level * generator.standard_normal(picture.shape)
+    noisy: Picture = picture + level * generator.standard_normal(picture.shape)
+    return noisy
 
 
 def add_shot_noise(picture: Picture, level: float, generator: np.random.Generator) -> Picture:
     """Of counted photons; level: the standard deviation at white."""
-    return picture + level * np.sqrt(picture) * generator.standard_normal(picture.shape)
+    noisy: Picture = picture + level * np.sqrt(picture) * generator.standard_normal(picture.shape)
+    return noisy
 
 
 def add_impulse_noise(picture: Picture, level: float, generator: np.random.Generator) -> Picture:
@@ -90,7 +92,8 @@ def brighten(picture: Picture, level: float, _: np.random.Generator) -> Picture:
 def reduce_contrast(picture: Picture, level: float, _: np.random.Generator) -> Picture:
     """level: the share of the differences from each channel's mean that is lost."""
     mean = picture.mean((0, 1))
-    return mean + (1 - level) * (picture - mean)
+    flatter: Picture = mean + (1 - level) * (picture - mean)
+    return flatter
 
 
 def pixelate(picture: Picture, level: float, _: np.random.Generator) -> Picture:

@@ -36,7 +36,7 @@ from openjepa.evals.iou import Tally
 from openjepa.evals.linear import hold_out
 from openjepa.evals.outcome import Outcome
 from openjepa.evals.pictures import colour_map, put_side_by_side, to_rgb, write_picture
-from openjepa.evals.task import TaskSettings
+from openjepa.evals.task import TaskSettings, refuse_unread
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 DECAYS = (1e-3, 0.1)
@@ -105,6 +105,7 @@ class SegmentationTask:
         self, train: str, test: str, channels: int, settings: TaskSettings, reading: Reading = AS_STORED
     ) -> tuple[ImageSource, ImageSource]:
         """Images with label maps, of folders or COCO masks."""
+        refuse_unread(self.name, ("train_annotations", "test_annotations", "ignore_zero", "pictures"), settings)
         return (
             open_mapped(train, channels, settings.train_annotations, ignore_zero=settings.ignore_zero, reading=reading),
             open_mapped(test, channels, settings.test_annotations, ignore_zero=settings.ignore_zero, reading=reading),

@@ -87,14 +87,13 @@ class FeatureTask:
 def open_classified(
     task: str, options: tuple[str, ...], train: str, test: str, channels: int, settings: TaskSettings, reading: Reading
 ) -> tuple[ImageSource, ImageSource]:
-    """The data of a task that takes one label an image. ValueError for a setting that the task does not read, or without labels.
-
-    options: the settings beyond layers that it reads.
-    """
-    defaults = TaskSettings()
-    unread = [
-        key for key in vars(defaults) if key not in ("layers", *options) and getattr(settings, key) != getattr(defaults, key)
-    ]
-    if unread:
-        raise ValueError(f"task {task} does not read --{unread[0].replace('_', '-')}: drop it")
+    """The data of a task that takes one label an image. ValueError as refuse_unread raises it, or without labels."""
+    refuse_unread(task, options, settings)
     return open_labelled(train, channels, reading), open_labelled(test, channels, reading)
+
+
+def refuse_unread(task: str, options: tuple[str, ...], settings: TaskSettings) -> None:
+    """ValueError for a setting that the task does not read. options: those that it reads, beyond layers."""
+    unread = vars(settings).keys() - {"layers", *options}
+    for key in (key for key in vars(settings) if key in unread and getattr(settings, key) != getattr(TaskSettings, key)):
+        raise ValueError(f"task {task} does not read --{key.replace('_', '-')}: drop it")

@@ -13,14 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from openjepa.report import svg
-from openjepa.report.tables import ProbeTable
+from openjepa.report.tables import Curves, ProbeTable
 from openjepa.report.words import TONES
 from openjepa.runs.folder import Row
 
 SMOOTH_FRAC = 0.05  # share of a run that the smoothed loss averages over
+CURVE_COLOURS = {"context": 1, "random": 2, "pixels": 3, "target": 4}  # lines of the page, by encoder
+MOST_TICKS = 6  # labels along an axis of labels per class
 MAX_LABEL = 24  # letters; a longer name is cut in the chart and whole in the table
 PALE = {"too early", "collapsing"}  # labels drawn paler than the other one of their colour
 PALE_ALPHA = 0.4
@@ -190,8 +192,15 @@ def name_unmeasured(plans: Sequence[Plan], rows: Sequence[Row]) -> list[str]:
 
 
 def draw_accuracies(table: ProbeTable, name: str) -> Chart | None:
-    """Every accuracy of a probe table as a dot with its interval, encoders below one another; None if there are none."""
-    rows = [row for row in table.rows if any(row[2])]
+    """Every accuracy of a probe table as a dot with its interval, encoders below one another; None if there are none.
+
+    Scores of other kinds, as of few labels or corrupted images, do not stand on one axis with them.
+    """
+    rows = [
+        (key, label, [[score for score in cell if score.main == "accuracy"] for cell in cells])
+        for key, label, cells in table.rows
+        if any(score.main == "accuracy" for cell in cells for score in cell)
+    ]
     if not rows:
         return None
     figure, axes = svg.new_axes((4.2, 0.7 + 0.42 * len(rows)))
@@ -215,6 +224,35 @@ def draw_accuracies(table: ProbeTable, name: str) -> Chart | None:
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.set_xlabel("accuracy, per cent", color=svg.MUTED, fontsize=svg.FONT_POINTS)
     return Chart("Accuracy with its interval", svg.to_svg(figure, name, "accuracies of the table beside, with intervals"), key)
+
+
+def draw_curves(curves: Curves, name: str) -> Chart:
+    """Mean accuracy against labels per class on a log axis, a line for each encoder in a band that is its interval."""
+    figure, axes = svg.new_axes()
+    key = []
+    for place, (encoder, label, points) in enumerate(curves.lines):
+        number = CURVE_COLOURS.get(encoder, place % len(svg.LINES) + 1)
+        counts = [point.labels for point in points]
+        axes.fill_between(counts, *([100 * end for end in ends] for ends in ([p.low for p in points], [p.high for p in points])),
+                          color=svg.LINES[number - 1], alpha=0.15, linewidth=0)  # fmt: skip
+        axes.plot(counts, [100 * point.mean for point in points], "o-", color=svg.LINES[number - 1], linewidth=1.5, markersize=4)
+        key.append((f"line-{number}", label[:MAX_LABEL]))
+    if curves.target is not None:
+        axes.axhline(100 * curves.target, color=svg.ALARM, linewidth=1.0, linestyle=(0, (4, 3)))
+        key.append(("alarm", f"asked for {100 * curves.target:.1f} %"))
+    axes.set_xscale("log")
+    every = sorted({point.labels for _, _, points in curves.lines for point in points})
+    # 1, 2, 5, 10 ... stand too close for a label each
+    shown = every if len(every) <= MOST_TICKS else [count for count in every if math.log10(count).is_integer()] + every[-1:]
+    axes.set_xticks(shown, [svg.short_number(count) for count in shown])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(every[0] / 1.2, every[-1] * 1.2)
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.set_xlabel("labels per class", color=svg.MUTED, fontsize=svg.FONT_POINTS)
+    axes.set_ylabel("per cent", color=svg.MUTED, fontsize=svg.FONT_POINTS)
+    ends = ", ".join(f"{label} reaches {points[-1].mean:.1%} with {points[-1].labels:,}" for _, label, points in curves.lines)
+    note = "Mean over draws of the labelled images, and its 95 % interval."
+    return Chart(curves.title, svg.to_svg(figure, name, f"accuracy against labels per class: {ends}"), key, note)
 
 
 def smooth(values: Values, width: int) -> Values:

@@ -54,7 +54,12 @@ def build_report(run: RunFolder, shown: Pictures | None = None, thresholds: Mapp
         verdict=words.word_verdict(verdict, health_rows),
         verdict_problem=verdict_problem,
         tables=[
-            (table, _mark_chart(figures.draw_accuracies(table, f"table-{place}"))) for place, table in enumerate(probe_tables)
+            (
+                table,
+                _mark_chart(figures.draw_accuracies(table, f"table-{place}")),
+                [_mark_chart(figures.draw_curves(drawn, f"labels-{place}-{n}")) for n, drawn in enumerate(table.curves)],
+            )
+            for place, table in enumerate(probe_tables)
         ],
         records=records,
         unreadable=unreadable,
@@ -99,7 +104,14 @@ def keep_newest(records: Sequence[tuple[str, Row]]) -> list[tuple[str, Row]]:
     latest: dict[tuple[Any, ...], tuple[str, Row]] = {}
     for name, record in records:
         data = (record.get(f"{part}_path", record.get(part)) for part in ("train", "test"))
-        question = (record["task"], record["encoder"], record.get("layers", 1), record.get("seed"), *data)
+        question = (
+            record["task"],
+            record["encoder"],
+            record.get("layers", 1),
+            record.get("seed"),
+            record.get("accuracy_asked"),
+            *data,
+        )
         if question not in latest or record.get("step", -1) >= latest[question][1].get("step", -1):
             latest[question] = name, record
     return list(latest.values())

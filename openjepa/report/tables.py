@@ -10,13 +10,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from openjepa.evals import TASKS
 from openjepa.runs.folder import Row
 
 ENCODERS = {"pixels": "Raw pixels", "random": "Random encoder", "context": "Context encoder", "target": "Target encoder"}
 TITLES = {name: task.title for name, task in TASKS.items()} | {"classification": "Fine-tuned"}  # which trains, so no row of TASKS
+CLASSIFIERS = {"linear": "logistic regression", "knn": "neighbours"}
 ALWAYS = (("knn", 1), ("linear", 1))  # columns that every table has
 
 Column = tuple[str, int]  # a task and a number of layers
@@ -24,22 +25,57 @@ Column = tuple[str, int]  # a task and a number of layers
 
 @dataclass(frozen=True)
 class Score:
-    """A task's main score in [0, 1] with its interval; None where the record holds none."""
+    """A task's main score with its interval; None where the record holds none.
+
+    In [0, 1], or a number of `unit`. note: what the record puts beside it. is_open, is_end_open: the number is not reached, and
+    the value or the interval's end is the most that was tried.
+    """
 
     value: float
     low: float | None
     high: float | None
     seed: Any = None
+    main: str = "accuracy"
+    unit: str = ""
+    note: str = ""
+    is_open: bool = False
+    is_end_open: bool = False
 
     @property
-    def percent(self) -> str:
-        """The value in per cent, to a tenth."""
-        return f"{100 * self.value:.1f} %"
+    def shown(self) -> str:
+        """The value in per cent, to a tenth, or as a number of its unit."""
+        return f"{100 * self.value:.1f} %" if not self.unit else f"{_say_more(self.is_open)}{self.value:,.0f} {self.unit}"
 
     @property
     def interval(self) -> str:
-        """The interval in per cent, or nothing."""
-        return "" if self.low is None or self.high is None else f"{100 * self.low:.1f} to {100 * self.high:.1f}"
+        """The interval, or nothing."""
+        if self.low is None or self.high is None:
+            return ""
+        if not self.unit:
+            return f"{100 * self.low:.1f} to {100 * self.high:.1f}"
+        return f"{self.low:,.0f} to {_say_more(self.is_end_open)}{self.high:,.0f}"
+
+
+def _say_more(is_open: bool) -> str:
+    return "more than " if is_open else ""
+
+
+class CurvePoint(NamedTuple):
+    """The mean accuracy of some draws of so many labels per class, with its interval."""
+
+    labels: int
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Accuracy against labels per class: a line for each encoder (key, name, points). target: one that all ask for."""
+
+    title: str
+    lines: list[tuple[str, str, list[CurvePoint]]]
+    target: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +88,7 @@ class ProbeTable:
     columns: list[tuple[Column, str]]
     rows: list[tuple[str, str, list[list[Score]]]]
     warnings: list[str]
+    curves: list[Curves]
 
     def find(self, encoder: str, column: Column) -> Score | None:
         """The score of an encoder, the first of several seeds; None if it was not evaluated."""
@@ -114,7 +151,37 @@ def _tabulate(train: str, test: str, records: list[Row]) -> ProbeTable:
         ]
         rows.append((encoder, ENCODERS.get(encoder, encoder), cells))
     columns = [(column, _name_column(column, records)) for column in found]
-    return ProbeTable(train, test, _sizes(records), columns, rows, _warnings(records))
+    return ProbeTable(train, test, _sizes(records), columns, rows, _warnings(records), _curves(records, encoders))
+
+
+def _curves(records: list[Row], encoders: list[str]) -> list[Curves]:
+    """Learning curves of the records that hold any, by task, layers and classifier; the first of several seeds."""
+    found: dict[tuple[Column, str], dict[str, list[CurvePoint]]] = {}
+    targets: dict[tuple[Column, str], set[float]] = {}
+    for record in records:
+        curves = record.get("curves")
+        for method in curves if isinstance(curves, dict) else ():
+            points = _read_points(curves[method])
+            if points:
+                place = _column_of(record), str(method)
+                found.setdefault(place, {}).setdefault(str(record["encoder"]), points)
+                targets.setdefault(place, set()).add(record["target"] if _is_number(record.get("target")) else math.nan)
+    drawn = []
+    for (column, method), lines in found.items():
+        title = f"{_name_column(column, records)}: accuracy by {CLASSIFIERS.get(method, method)}"
+        target = targets[column, method].pop() if len(targets[column, method]) == 1 else math.nan
+        named = [(encoder, ENCODERS.get(encoder, encoder), lines[encoder]) for encoder in encoders if encoder in lines]
+        drawn.append(Curves(title, named, target if math.isfinite(target) else None))
+    return drawn
+
+
+def _read_points(points: Any) -> list[CurvePoint]:
+    """The points of a record's curve, none of one that is damaged."""
+    try:
+        read = [CurvePoint(point["labels_per_class"], point["mean"], *point["interval"]) for point in points]
+    except (TypeError, KeyError):
+        return []
+    return read if all(_is_number(value) for point in read for value in point) and all(p.labels > 0 for p in read) else []
 
 
 def _column_of(record: Row) -> Column:
@@ -144,7 +211,9 @@ def _warnings(records: list[Row]) -> list[str]:
 def _score(record: Row) -> Score:
     interval = record.get("interval")
     low, high = (None, None) if interval is None else map(float, interval)
-    return Score(float(record[record.get("main", "accuracy")]), low, high, record.get("seed"))
+    main, unit, note = (str(record.get(name, usual)) for name, usual in (("main", "accuracy"), ("unit", ""), ("note", "")))
+    is_open, is_end_open = (record.get(name) is False for name in ("is_reached", "end_is_reached"))
+    return Score(float(record[main]), low, high, record.get("seed"), main, unit, note, is_open, is_end_open)
 
 
 def _sizes(records: list[Row]) -> str:

@@ -88,7 +88,9 @@ def _compare_encoders(table: ProbeTable) -> list[Observation]:
 
 
 def _compare(trained: Score, other: Score, name: str) -> str:
-    """Points above or below, and whether the intervals leave that in doubt."""
+    """Points above or below, and whether the intervals leave that in doubt; of a number of a unit, both numbers."""
+    if trained.unit:
+        return f"at {trained.shown} where {name} is at {other.shown}"
     points = 100 * (trained.value - other.value)
     if abs(points) < 0.05:
         return f"level with {name}"

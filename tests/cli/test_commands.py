@@ -66,6 +66,24 @@ def test_evaluate_ends_in_json_and_leaves_a_record(photos: Path, run: Path):
         assert [entry["accuracy"] for entry in saved] == [record["accuracy"]]
 
 
+def test_every_task_on_features_leaves_a_record_that_the_report_shows(photos: Path, run: Path):
+    for task in ("lowshot", "labels-needed", "retrieval", "robustness"):
+        for encoder in ("context", "pixels"):
+            result = openjepa(
+                "evaluate", run, "--task", task, "--encoder", encoder, "--train", photos, "--test", photos,
+                *(("--accuracy", "0.9") if task == "labels-needed" else ()),
+            )  # fmt: skip
+            record = json.loads(result.stdout.strip().splitlines()[-1])
+            assert record["words"] in result.stdout
+            assert record["scores"][record["main"]]["value"] == record[record["main"]]
+            assert len(list((run / "evals").glob(f"{task}-{encoder}-*.json"))) == 1
+    openjepa("report", run)
+    page = (run / "report.html").read_text()
+    for words in ("Few labels: accuracy by logistic regression", "for 90.0%", "Retrieval", "Robustness"):
+        assert words in page
+    assert "Not shown" not in page
+
+
 def test_a_checkpoint_file_serves_as_well_as_the_run(photos: Path, run: Path, tmp_path: Path):
     file = run / "checkpoints" / "step-00000006.safetensors"
     tables = []
@@ -206,6 +224,8 @@ def test_help_does_not_wait_for_slow_imports():
         (("evaluate", "pixels:", "--task", "knn", *SAMPLE), ["pixels:28"]),
         (("evaluate", "hf:empty", "--task", "knn", *SAMPLE), ["empty", "config.json"]),
         (("evaluate", "pixels:8", "--task", "linear", "--layers", "2", *SAMPLE), ["--layers 1"]),
+        (("evaluate", "pixels:8", "--task", "knn", "--accuracy", "0.9", *SAMPLE), ["--accuracy", "labels-needed"]),
+        (("evaluate", "pixels:8", "--task", "labels-needed", "--accuracy", "90", *SAMPLE), ["--accuracy", "0.9", "90"]),
         (("report", "empty"), ["empty", "run.json"]),
         (("health", "empty"), ["empty", "run.json"]),
         (("make-scenes", "scenes", "--train", "0"), ["--train 0", "12"]),

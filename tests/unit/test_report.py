@@ -428,6 +428,43 @@ def test_each_task_and_number_of_layers_is_a_column_of_one_table() -> None:
     assert found["pixels"] == [0.4, None, None, None, None]
 
 
+POINTS = [{"labels_per_class": count, "mean": 0.2 * count, "interval": [0.1, 0.9]} for count in (1, 2, 3)]
+
+
+def test_few_labels_are_drawn_beside_their_baselines(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for encoder in ("context", "random", "pixels"):
+        write_eval(run, encoder, "lowshot", 0.5, main="linear_3", linear_3=0.6, curves={"linear": POINTS}, note=HOSTILE)
+    page = Page(build_report(run))
+    (drawn,) = [own["aria-label"] for own in page.find("svg") if "labels per class" in own.get("aria-label", "")]
+    for name in ("Raw pixels", "Random encoder", "Context encoder"):
+        assert f"{name} reaches 60.0% with 3" in drawn
+    assert page.find("script") == []
+
+
+def test_labels_needed_are_a_number_and_may_be_more_than_there_are(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    more = {"main": "labels_per_class", "labels_per_class": 1200.0, "interval": [800.0, 1200.0], "unit": "labels per class"}
+    write_eval(run, "context", "labels-needed", 0.5, **more, is_reached=True, end_is_reached=False)
+    write_eval(run, "random", "labels-needed", 0.5, **more, is_reached=False, end_is_reached=False)
+    page = Page(build_report(run))
+    cells = page.words("table")
+    assert "1,200 labels per class 800 to more than 1,200" in cells
+    assert "more than 1,200 labels per class" in cells
+    assert "%" not in cells
+    assert "at 1,200 labels per class where a random encoder is at more than 1,200 labels per class" in page.words("ul")
+
+
+@pytest.mark.parametrize(
+    "curves", [3, [], {"linear": None}, {"linear": [{}]}, {"linear": [POINTS[0] | {"interval": None}]},
+               {"linear": [POINTS[0] | {"labels_per_class": 0}]}, {"linear": [POINTS[0] | {"mean": "NaN"}]}],
+)  # fmt: skip
+def test_a_damaged_curve_is_not_drawn(tmp_path: Path, curves: Any) -> None:
+    run = make_run(tmp_path / "run")
+    write_eval(run, "context", "lowshot", 0.5, curves=curves)
+    assert "50.0 %" in Page(build_report(run)).words("table")
+
+
 @pytest.mark.parametrize(
     ("label", "tone"), [("healthy", "good"), ("collapsed", "bad"), ("diverging", "bad"), ("too early", "open")]
 )
