@@ -8,16 +8,21 @@ from __future__ import annotations
 import io
 import os
 import re
+import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import tyro
 from tyro.conf import Positional, arg
 
 from openjepa.recipe import edit, files, sections
 from openjepa.runs.folder import to_json
+from openjepa.runs.machine import limit_threads
+from openjepa.runs.paths import expand_word, user_path
 from openjepa.runs.stop import Interrupted
 
 if TYPE_CHECKING:
@@ -58,7 +63,8 @@ def make_pretrain(changes: dict[str, Any]) -> Callable[..., None]:
         folder = out or default_out(images)
         verdict = run_pretrain(images, recipe, folder, changes=changes, init=init, resume=resume, accept_changes=accept_changes)
         print(f"{verdict.label}: {verdict.reason} {verdict.advice}")
-        print(f"Next: openjepa report {folder}; openjepa embed {folder} DATA --out features.parquet")
+        named = shlex.quote(str(folder))
+        print(f"Next: openjepa report {named}; openjepa embed {named} DATA --out features.parquet")
 
     return pretrain
 
@@ -235,11 +241,11 @@ def export(
         out: The file or, for hf, folder to write.
         encoder: Which encoder.
     """
-    from openjepa.commands.convert import FORMATS
+    from openjepa.commands.convert import FORMATS, describe_files
     from openjepa.commands.convert import export as write
 
     agreement = write(run, format, out, encoder=encoder)
-    print(f"{encoder} encoder in {out}")
+    print(f"{encoder} encoder in {describe_files(format, out)}")
     print(agreement.describe(FORMATS[format].library))
 
 
@@ -268,16 +274,17 @@ def masks(recipe: str, out: Path, seed: int = 0, batch_size: int = 256) -> None:
     print(out)
 
 
-def report(run: RunPath, device: str = "auto") -> None:
+def report(run: RunPath, device: str = "auto", out: Path | None = None) -> None:
     """Write RUN/report.html: verdict, probes, curves, masks, feature maps, neighbours, in one file.
 
     Args:
         run: A run folder.
         device: auto, cpu, cuda or cuda:N; what computes the features that are drawn.
+        out: The HTML file to write in place of RUN/report.html, as for a run in a folder that is not yours to write.
     """
     from openjepa.commands.report import write_report
 
-    print(write_report(run, device))
+    print(write_report(run, device, out))
 
 
 def health(run: RunPath, all: bool = False) -> None:
@@ -364,7 +371,7 @@ def pack(
         out: The folder to write; it must not exist.
         size: Longest shorter side in pixels; smaller images stay as they are. 1.5 to 2 times the training view keeps its detail.
         channels: Image channels, 3 for colour and 1 for grey.
-        workers: Processes that decode; as many as the machine has cores if not given.
+        workers: Processes that decode; as many as there are cores for this process if not given.
         white_level: Value shown white in images of more than 8 bits; auto measures it.
         layout: Of .npy arrays of three dimensions: (height, width, channels), or channels first.
         pages: Of TIFF files: the first page, or all of them, each an image.
@@ -374,13 +381,14 @@ def pack(
     from openjepa.data.pack import write_pack
     from openjepa.data.reading import reading_of
     from openjepa.data.sources import open_source
+    from openjepa.runs.machine import count_cores
 
     told = {"channels": channels, "white_level": white_level, "layout": layout, "pages": pages}
     settings = sections.Data.model_validate(told)
     _, source, lines = settle(settings, open_source(images, channels, reading_of(settings)))
     for line in (*lines, *describe_left_out(source)):
-        print(f"openjepa: {line}", file=sys.stderr)
-    packed = write_pack(source, out, size, (os.cpu_count() or 1) if workers is None else workers)
+        print(f"openjepa: {source.spec}: {line}", file=sys.stderr)
+    packed = write_pack(source, out, size, count_cores() if workers is None else workers)
     write_left_out(source, out / "left_out.txt")
     left_out = f"; {packed.num_skipped} could not be read, see {out / 'skipped.txt'}" if packed.num_skipped else ""
     print(f"{packed.num_images} images, {packed.num_bytes / 1e9:.2f} GB in {out}{left_out}")
@@ -459,10 +467,12 @@ def ablate(
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the `openjepa` command."""
     arguments = sys.argv[1:] if argv is None else argv
+    limit_threads()
     for stream in (sys.stdout, sys.stderr):  # paths may hold bytes that no encoding has
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
+        arguments = [expand_word(word) for word in arguments]
         verb = arguments[0] if arguments else ""
         arguments, assignments = split_assignments(arguments) if verb in _WITH_RECIPE else (arguments, [])
         commands: dict[str, Callable[..., Any]] = {
@@ -476,8 +486,9 @@ def main(argv: list[str] | None = None) -> None:
         }  # fmt: skip
         shown = {name: command if name == verb else _named_only(command) for name, command in commands.items()}
         tyro.extras.subcommand_cli_from_dict(shown, prog="openjepa", args=arguments, description=_DESCRIPTION)
+        print(end="", flush=True)  # here, where a reader that went away can be told from a mistake
     except BrokenPipeError:
-        sys.exit(141)  # the reader of our output went away, as `| head` does
+        _leave(128 + signal.SIGPIPE)  # the reader of our output went away, as `| head` does
     except (ValueError, OSError, ArithmeticError) as error:
         _fail(str(error))
     except RuntimeError as error:
@@ -538,7 +549,7 @@ _KEY = re.compile(r"[a-z_]+(\.[\w-]+)*")
 
 def default_out(data: str) -> Path:
     """The run folder of data that none is named for: runs/ and the folder's name, or the words of sample:train."""
-    path = Path(data).expanduser()
+    path = user_path(data)
     name = path.resolve().name if path.is_dir() else data
     return Path("runs") / (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run")
 
@@ -569,7 +580,20 @@ def _to_json(record: dict[str, Any]) -> str:
 
 def _fail(message: str, status: int = 2) -> None:
     """One line on stderr and an exit status."""
-    print(f"openjepa: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(part for part in re.split(r"[\r\n]+[ \t]*", message) if part)
+    try:
+        print(f"openjepa: {line}", file=sys.stderr, flush=True)
+    except OSError:
+        _leave(status)  # the terminal is gone
+    sys.exit(status)
+
+
+def _leave(status: int) -> NoReturn:
+    """Exit where nobody reads any longer: Python would complain when it empties what is left to write."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # ValueError: of a stream that is no file
+            os.dup2(nowhere, stream.fileno())
     sys.exit(status)
 
 

@@ -9,7 +9,6 @@ data.batch_size=auto measures.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from openjepa.recipe.edit import flatten, with_changes
 from openjepa.recipe.files import AUTO, load_recipe
 from openjepa.recipe.methods import IJEPA, MAE, Masked
 from openjepa.recipe.sections import Recipe
+from openjepa.runs.machine import count_cores
 
 STUDY = "docs/small-data.md"
 SMALL = {"small_1k": 1_000, "small_10k": 10_000, "small_100k": 100_000, "small_1m": 1_000_000}  # images, rising
@@ -104,7 +104,7 @@ def choose(data: str, device: str = "auto", reading: Reading = AS_STORED) -> tup
 def look_at_machine(device: str = "auto") -> MachineLook:
     """Cores of this process, memory of the device's GPU, and the precision it computes in."""
     place = pick_device(device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = count_cores()
     gpu_gb = torch.cuda.get_device_properties(place).total_memory / 2**30 if place.type == "cuda" else None
     return MachineLook(cores, gpu_gb, choose_precision(place, "bf16"))
 

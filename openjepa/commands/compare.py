@@ -8,7 +8,6 @@ Left out: choosing a winner; with three seeds the spread is for the reader to se
 from __future__ import annotations
 
 import multiprocessing
-import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -27,6 +26,7 @@ from openjepa.recipe.check import build_recipe
 from openjepa.recipe.edit import with_changes
 from openjepa.recipe.sections import Recipe
 from openjepa.runs.folder import RunFolder, read_json, write_json
+from openjepa.runs.machine import count_cores
 from openjepa.weights.load import load_encoder
 
 MOST_PIXELS = 3 * 64 * 64  # numbers in an image: 3,400 such images took the linear probe 11 s, and 224 px are 12 times as many
@@ -95,7 +95,7 @@ def compare(
     labels = labels or train
     for spec in (labels, test):
         open_labelled(spec, base.data.channels)
-    threads = max(min(len(os.sched_getaffinity(0)) // jobs, torch.get_num_threads()), 1)  # OMP_NUM_THREADS may say fewer
+    threads = max(min(count_cores() // jobs, torch.get_num_threads()), 1)  # OMP_NUM_THREADS may say fewer
     todo = []
     for seed in range(seeds):
         for variant in variants:

@@ -26,6 +26,7 @@ from openjepa.nn.encoder import Encoder, EncoderOutput
 from openjepa.recipe.methods import IJEPA
 from openjepa.runs.atomic import whole
 from openjepa.runs.folder import RunFolder, read_json
+from openjepa.runs.paths import user_path
 from openjepa.weights import hf, onnx, safetensors, timm
 from openjepa.weights.load import EncoderName, load_encoder, load_reading
 from openjepa.weights.match import (
@@ -38,6 +39,7 @@ from openjepa.weights.match import (
     read_safetensors,
     read_torch_file,
     require_tensors,
+    unwrap,
 )
 from openjepa.weights.official import is_release, read_release
 
@@ -56,6 +58,13 @@ class Format(NamedTuple):
     library: str
     suffix: str  # of the file; empty for a folder
     cuts_pictures: bool = False  # whether the library brings pictures to the encoder's size: then they may be of any size
+    beside: str = ""  # of PATH and its STEM: the second file that belongs to the first, and what it is
+
+
+def describe_files(format: FormatName, out: str | Path) -> str:
+    """The files of an export: those that belong together are named together."""
+    path, beside = Path(out), FORMATS[format].beside
+    return f"{path}; {beside.format(name=path.name, stem=path.stem)}, move both together" if beside else str(path)
 
 
 class Agreement(NamedTuple):
@@ -78,8 +87,10 @@ class Agreement(NamedTuple):
 
 FORMATS = {
     "hf": Format(hf.write_hf, hf.reload_hf, "transformers", "", cuts_pictures=True),
-    "timm": Format(timm.write_timm, timm.reload_timm, "timm", ".safetensors"),
-    "onnx": Format(onnx.write_onnx, onnx.reload_onnx, "onnxruntime", ".onnx"),
+    "timm": Format(
+        timm.write_timm, timm.reload_timm, "timm", ".safetensors", beside="{stem}.json holds the call that takes them"
+    ),
+    "onnx": Format(onnx.write_onnx, onnx.reload_onnx, "onnxruntime", ".onnx", beside="{name}.data holds its weights"),
     "safetensors": Format(safetensors.write_safetensors, safetensors.reload_safetensors, "safetensors", ".safetensors"),
 }
 
@@ -99,8 +110,8 @@ def import_weights(
     to_float32: convert weights of another precision. ValueError in one line if the file is damaged, holds code, is not a whole
     I-JEPA that we have, or records another encoder or other heads than were asked for.
     """
-    path = Path(file)
-    with staged(Path(out)) as temporary:
+    path = user_path(file)
+    with staged(user_path(out)) as temporary:
         try:
             weights = _read(path, encoder)
             recipe = infer_recipe(weights, heads)
@@ -147,7 +158,7 @@ def export(run: str | Path, format: FormatName, out: str | Path, *, encoder: Enc
         raise ValueError(
             f"--format {format} writes a file: let --out end in {chosen.suffix}, as {Path(out).with_suffix(chosen.suffix)}"
         )
-    with torch.no_grad(), staged(Path(out)) as temporary:
+    with torch.no_grad(), staged(user_path(out)) as temporary:
         ours = load_encoder(run, encoder)
         chosen.write(temporary, ours, safetensors.describe_encoder(ours, encoder))
         theirs, pictures = chosen.reload(temporary), real_pictures(run, ours, sum(BATCHES))
@@ -243,11 +254,11 @@ def _read(path: Path, encoder: EncoderName | None) -> Weights:
         if not timm.is_timm(tensors):
             raise ValueError(f"{path}: no encoder that we know, its names start with {', '.join(sorted(tensors)[:3])}")
         return timm.read_timm(tensors, facts, encoder)
-    content = read_torch_file(path)
+    content = unwrap(read_torch_file(path))
     if is_release(content):
         weights = read_release(content)
         return weights if encoder is None else _keep(weights, encoder)
-    if isinstance(content, dict) and timm.is_timm(content):
+    if isinstance(content, dict) and all(isinstance(name, str) for name in content) and timm.is_timm(content):
         return timm.read_timm(require_tensors(content, str(path)), {}, encoder)
     found = f"its entries are {', '.join(map(str, list(content)[:3]))}" if isinstance(content, dict) else type(content).__name__
     raise ValueError(f"{path}: neither a checkpoint of the release nor a timm state dict: {found}")

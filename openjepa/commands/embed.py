@@ -18,10 +18,11 @@ import torch
 from pyarrow import parquet
 
 from openjepa.data.left_out import describe_left_out, describe_skipped, write_left_out, write_skipped
-from openjepa.data.sources import ImageSource, open_source, printable
+from openjepa.data.sources import ImageSource, absolute_spec, open_source, printable
 from openjepa.engine.precision import Precision, pick_device
 from openjepa.evals.features import FeatureBatch, ImageEncoder, stream_features
 from openjepa.runs.atomic import whole
+from openjepa.runs.paths import absolute_path, user_path
 from openjepa.runs.version import __version__
 from openjepa.weights.load import EncoderName, load_encoder, load_reading
 
@@ -64,7 +65,12 @@ def write_features(
     batches = stream_features(
         encoder, source, batch_size=batch_size, workers=workers, device=device, precision=precision, label=label
     )
-    metadata = {"encoder": encoder_name, "run": printable(run), "data": printable(source.spec), "version": __version__}
+    metadata = {
+        "encoder": encoder_name,
+        "run": printable(run),
+        "data": printable(absolute_spec(source.spec)),
+        "version": __version__,
+    }
     skipped: list[tuple[str, str]] = []
     num_images = 0
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,8 +131,9 @@ def embed(
     place = pick_device(device)
     loaded = load_encoder(run, encoder, str(place), layers)
     source = open_source(data, loaded.channels, load_reading(run))
-    written = write_features(Path(out), loaded, source, encoder_name=encoder, run=str(run), device=str(place), label="embed")
-    skipped, left_out = (Path(out).with_suffix(f".{name}.txt") for name in ("skipped", "left_out"))
+    path = user_path(out)
+    written = write_features(path, loaded, source, encoder_name=encoder, run=absolute_path(run), device=str(place), label="embed")
+    skipped, left_out = (path.with_suffix(f".{name}.txt") for name in ("skipped", "left_out"))
     write_skipped(written.skipped, skipped)
     write_left_out(source, left_out)
     for line in (*describe_skipped(written.skipped, len(source), skipped), *describe_left_out(source)):

@@ -14,7 +14,7 @@ from openjepa.data.inspect import check_number, describe_pages
 from openjepa.data.left_out import describe_left_out, describe_skipped, write_left_out
 from openjepa.data.reading import Reading, reading_of
 from openjepa.data.skipped import SkippedFiles
-from openjepa.data.sources import ImageSource, open_labelled, open_source
+from openjepa.data.sources import ImageSource, absolute_spec, open_labelled, open_source
 from openjepa.engine.fp8 import require_fp8
 from openjepa.engine.precision import pick_device
 from openjepa.evals.probe import Probe
@@ -56,6 +56,8 @@ def pretrain(
     """
     console = console or Console(stderr=True, soft_wrap=True)
     folder = RunFolder(out)
+    if resume:
+        folder.require()
     if resume and init is not None:
         raise ValueError("a resumed run goes on from its own weights: drop --init, or choose another --out and drop --resume")
     if not resume and folder.exists():
@@ -135,7 +137,7 @@ def _find_recipe(
         told = {key: changes[f"data.{key}"] for key in ("layout", "pages") if f"data.{key}" in changes}
         base, choices = choose(data, changes.get("train.device", "auto"), Reading(**told))
         chosen = with_changes(base, changes)
-        return chosen, [base.description, *word_choices(choices, chosen)]
+        return _with_absolute_paths(chosen), [base.description, *word_choices(choices, chosen)]
     elif recipe is None:
         raise ValueError(
             "a new run needs --recipe auto, which chooses for the images, or --recipe NAME or FILE; shipped: "
@@ -143,7 +145,15 @@ def _find_recipe(
         )
     else:
         base = load_recipe(recipe)
-    return with_changes(base, changes) if changes else base, []
+    return _with_absolute_paths(with_changes(base, changes) if changes else base), []
+
+
+def _with_absolute_paths(recipe: Recipe) -> Recipe:
+    """The recipe with data that means the same wherever the run is resumed from."""
+    if (probe := recipe.health.probe) is None:
+        return recipe
+    specs = {f"health.probe.{part}": absolute_spec(getattr(probe, part)) for part in ("train", "test")}
+    return with_changes(recipe, specs)
 
 
 def _open_probe(recipe: Recipe) -> Callable[[Encoder], ProbeEncoder] | None:

@@ -5,7 +5,8 @@ The pictures are of held-out images where there are any, else of training images
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from openjepa.data.fingerprint import describe_difference, fingerprint
 from openjepa.data.loader import evaluation_batches
 from openjepa.data.reading import Reading
 from openjepa.data.sources import ImageSource, name_held_out, open_source, spread
@@ -26,6 +28,7 @@ from openjepa.report.page import build_report
 from openjepa.report.pictures import Beliefs, Neighbours, Pictures
 from openjepa.report.reconstructions import show_beliefs
 from openjepa.runs.folder import Row, RunFolder
+from openjepa.runs.paths import user_path
 from openjepa.weights.load import find_checkpoint, load_encoder, load_method, load_reading
 
 Array = npt.NDArray[Any]
@@ -52,26 +55,48 @@ def list_thresholds(run: Row, health_rows: Sequence[Row]) -> dict[str, float]:
     return levels | {"effective_rank_pooled": find_healthy_rank(first, facts.rank_limit)}
 
 
-def write_report(run: str | Path, device: str = "auto") -> Path:
-    """Write RUN/report.html and give its path; without a checkpoint or without the data, it says so in place of pictures."""
+def write_report(
+    run: str | Path,
+    device: str = "auto",
+    out: str | Path | None = None,
+    warn: Callable[[str], None] = lambda words: print(f"openjepa: {words}", file=sys.stderr),
+) -> Path:
+    """Write RUN/report.html, or `out`, and give its path. What the run lacks, the report says in place of pictures.
+
+    warn receives a line where there is a checkpoint and its pictures cannot be drawn.
+    """
     folder = RunFolder(run)
     facts = folder.read_run()
     levels = list_thresholds(facts, folder.read_metrics("health"))
-    return build_report(folder, _draw(folder, facts["data"], facts["recipe"]["data"]["channels"], device), levels)
+    pictures = None
+    try:
+        pictures = _draw(folder, facts, device)
+    except (ValueError, OSError) as error:  # verdict and curves need no images
+        warn(f"no pictures: {error}")
+    return build_report(folder, pictures, levels, None if out is None else user_path(out))
 
 
-def _draw(folder: RunFolder, data: str, channels: int, device: str) -> Pictures | None:
-    """Pictures of the encoder, or None where the run has no checkpoint yet or its data has moved away."""
+def _draw(folder: RunFolder, facts: Row, device: str) -> Pictures | None:
+    """Pictures of the encoder, or None where the run has no checkpoint yet. ValueError or OSError where its images are gone."""
     if not any(folder.checkpoints.glob("step-*.safetensors")):
         return None
+    data, channels = facts["data"], facts["recipe"]["data"]["channels"]
     checkpoint = find_checkpoint(folder.path)
     encoder = load_encoder(checkpoint, device=device)
     reading = load_reading(checkpoint)
-    pool, held_out = _open(data, channels, reading), _open(name_held_out(data), channels, reading)
-    if pool is None:
-        return None
+    pool = open_source(data, channels, reading)
+    if difference := _tell_apart(facts, pool):
+        raise ValueError(f"the images that the run was trained on are no longer at {data}: there is now a folder {difference}")
+    held_out = _open(name_held_out(data), channels, reading)
     beliefs, problem = _draw_beliefs(checkpoint, held_out or pool, pool)
     return replace(draw_pictures(encoder, pool, held_out), beliefs=beliefs, beliefs_problem=problem)
+
+
+def _tell_apart(facts: Row, pool: ImageSource) -> str:
+    """How the images that are there now differ from those that the run was trained on; empty where they are the same."""
+    if facts["num_images"] != len(pool):
+        return f"of {len(pool):,} images, not {facts['num_images']:,}"
+    return describe_difference(facts["fingerprint"], fingerprint(pool)) if "fingerprint" in facts else ""
 
 
 def _open(spec: str | None, channels: int, reading: Reading) -> ImageSource | None:

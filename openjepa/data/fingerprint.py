@@ -10,23 +10,33 @@ from __future__ import annotations
 
 import hashlib
 import os
-from pathlib import Path
 
 from openjepa.data.reading import AS_STORED
 from openjepa.data.sources import DecodeError, FolderSource, ImageSource, spread
+from openjepa.runs.paths import user_path
 
 SAMPLED = 256  # images of which more than the name counts
-DIGITS = 16
+DIGITS = 16  # of either part
 
 
 def fingerprint(source: ImageSource) -> str:
-    """The fingerprint of a source's images; those that cannot be read count as empty."""
-    found = hashlib.sha256()
+    """The fingerprint of a source's images, NAMES-CONTENTS; those that cannot be read count as empty."""
+    names, contents = hashlib.sha256(), hashlib.sha256()
     for index in range(len(source)):
-        found.update(_name(source, index) + b"\0")
+        names.update(_name(source, index) + b"\0")
     for index in spread(len(source), SAMPLED).tolist():
-        found.update(_content(source, index) + b"\0")
-    return found.hexdigest()[:DIGITS]
+        contents.update(_content(source, index) + b"\0")
+    return f"{names.hexdigest()[:DIGITS]}-{contents.hexdigest()[:DIGITS]}"
+
+
+def describe_difference(recorded: str, found: str) -> str:
+    """How the images of one fingerprint differ from another's, in words; empty where they are the same."""
+    names, dash, _ = recorded.partition("-")
+    if not dash or recorded == found:
+        return ""  # one without a dash was made before names and contents were kept apart
+    return (
+        "with files of other names" if names != found.partition("-")[0] else "where files of the same names hold something else"
+    )
 
 
 def stamp(source: ImageSource) -> str:
@@ -47,7 +57,7 @@ def stamp(source: ImageSource) -> str:
 
 def _name(source: ImageSource, index: int) -> bytes:
     if isinstance(source, FolderSource):
-        return os.fsencode(source.files[index].removeprefix(str(Path(source.spec).expanduser())))
+        return os.fsencode(source.files[index].removeprefix(str(user_path(source.spec))))
     return source.path(index).removeprefix(source.spec).encode("utf-8", "surrogateescape")
 
 

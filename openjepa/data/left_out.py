@@ -20,10 +20,12 @@ _NAMES = {extension: name for name, extensions in UNREAD_IMAGES.items() for exte
 
 
 def describe_left_out(source: ImageSource) -> list[str]:
-    """How many files of which kinds were passed over, kinds that may be missed first; nothing where there are none."""
-    left_out = source.left_out if isinstance(source, FolderSource) else []
-    if not left_out:
+    """How many files of which kinds were passed over, kinds that may be missed first, and which folders."""
+    if not isinstance(source, FolderSource):
         return []
+    left_out = source.left_out
+    if not left_out:
+        return source.notes
     kinds = Counter(os.path.splitext(path)[1].lower() for path in left_out)
     ordered = sorted(kinds, key=lambda kind: (kind not in _NAMES, -kinds[kind], kind))
     named = [f"{kinds[kind]} {one_line(printable(kind)) or 'without extension'}{_explain(kind)}" for kind in ordered[:MOST_KINDS]]
@@ -31,7 +33,7 @@ def describe_left_out(source: ImageSource) -> list[str]:
         named.append(f"{sum(kinds[kind] for kind in ordered[MOST_KINDS:])} of {len(ordered) - MOST_KINDS} other kinds")
     missed = sum(kinds[kind] for kind in ordered if kind in _NAMES)
     verb = f"{missed} of them images that may be missed: " if missed else ""
-    return [f"passed over {len(left_out)} files beside {len(source)} images; {verb}{', '.join(named)}"]
+    return [f"passed over {len(left_out)} files beside {len(source)} images; {verb}{', '.join(named)}", *source.notes]
 
 
 def write_left_out(source: ImageSource, path: Path) -> None:

@@ -27,10 +27,11 @@ from torch.utils.data import Dataset
 
 from openjepa.data.decode import DecodeError, Picture, Pixels
 from openjepa.data.skipped import one_line
-from openjepa.data.sources import FolderSource, ImageSource, spread
+from openjepa.data.sources import FolderSource, ImageSource, absolute_spec, spread
 from openjepa.data.sources.packed import METADATA_KEY, PIXELS, SKIPPED, TABLE, VERSION
 from openjepa.data.views import cut, decode_for
 from openjepa.data.workers import stream_items
+from openjepa.runs.machine import free_disk
 
 PART_IMAGES = 16  # that a worker hands over at once
 MEASURED_IMAGES = 200  # whose sizes say how much room will be needed
@@ -97,7 +98,7 @@ def _write_files(source: ImageSource, folder: Path, file: BinaryIO, size_px: int
     num_bytes = sizes.prod(axis=1) * source.channels
     total = int(num_bytes.sum())
     facts = {
-        "version": VERSION, "source": source.spec, "channels": source.channels, "size_px": size_px,
+        "version": VERSION, "source": absolute_spec(source.spec), "channels": source.channels, "size_px": size_px,
         "classes": source.classes, "num_bytes": total,
         "reading": asdict(source.reading) if isinstance(source, FolderSource) else {},
     }  # fmt: skip
@@ -172,7 +173,7 @@ def _check_room(source: ImageSource, out: Path, size_px: int) -> None:
             continue
         num_pixels.append(height * width)
     needed = (1 + SPARE_FRAC) * sum(num_pixels) / max(len(num_pixels), 1) * source.channels * len(source)
-    free = shutil.disk_usage(out.parent).free
+    free = free_disk(out.parent)
     if needed > free:
         raise ValueError(
             f"a pack of {source.spec} takes about {needed / 1e9:.1f} GB at size {size_px}, and {out.parent} has only "

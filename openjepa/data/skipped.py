@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from openjepa.data.sources.contract import DecodeError, ImageSource
+from openjepa.data.sources.contract import one_line as one_line
 from openjepa.runs.atomic import write_atomic
 
 MOST_FRAC = 0.05
@@ -13,7 +15,7 @@ MOST_FRAC = 0.05
 class SkippedFiles:
     """Distinct unreadable files of a run, one a line in its skipped.txt: path, tab, reason.
 
-    A file that is there already is read, so that a resumed run goes on counting.
+    A file that is there already is read, so that a resumed run goes on counting; `try_again` first forgets what is repaired.
     """
 
     def __init__(self, path: Path, num_images: int) -> None:
@@ -38,14 +40,31 @@ class SkippedFiles:
         self.reasons |= new
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(f"{path}\t{reason}\n" for path, reason in new.items())
+        self._check()
+
+    def _check(self) -> None:
+        """ValueError if too many files are listed."""
         if len(self.reasons) > MOST_FRAC * self.num_images:
             count, (path, reason) = len(self.reasons), next(iter(self.reasons.items()))
             raise ValueError(
                 f"{count} of {self.num_images} image files ({100 * count / self.num_images:.1f} %) cannot be read, more than "
-                f"{100 * MOST_FRAC:g} %: all are listed in {self.path}, the first is {path} ({reason}); remove or repair them"
+                f"{100 * MOST_FRAC:g} %: all are listed in {self.path}, the first is {path} ({reason}); bring "
+                "them back and add --resume, or repair or remove them and add --resume --accept-changes"
             )
 
-
-def one_line(text: str) -> str:
-    """A path or a reason with its tabs and line ends written as escapes."""
-    return text.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+    def try_again(self, source: ImageSource) -> None:
+        """Forget listed files that can be read by now, or are no longer among the images. ValueError if too many are left."""
+        if not self.reasons:
+            return
+        numbers = {one_line(source.path(index)): index for index in range(len(source))}
+        left = {}
+        for path in self.reasons:
+            if path in numbers:
+                try:
+                    source.open(numbers[path]).decode()
+                except DecodeError as error:
+                    left[path] = one_line(error.reason)
+        if left != self.reasons:
+            self.reasons = left
+            write_atomic(self.path, "".join(f"{path}\t{reason}\n" for path, reason in left.items()))
+        self._check()

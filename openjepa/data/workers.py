@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import atexit
 import io
-import os
 import pickle
 import signal
+import warnings
 import weakref
 from collections.abc import Generator, Iterator
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from openjepa.runs.machine import free_shared_memory
+from openjepa.runs.stop import CAUGHT
+
 PREFETCH_STEPS = 2  # per worker
-SHARED_MEMORY = Path("/dev/shm")
 WORKER_DIED = (
     "a process that loads images has died, as happens where memory runs out; use fewer workers (data.workers, or "
     "--workers of pack) or a smaller data.batch_size"
@@ -43,26 +45,33 @@ def stream_items(
     if not _has_room(SEMAPHORE_BYTES):
         workers = 0  # not even processes that share nothing can be started
     by_value = workers > 0 and not _has_room(LEAST_SHARED_BYTES)
-    loader = DataLoader(
-        _ByValue(dataset) if by_value else dataset,
-        batch_size=None,  # an item is a whole batch
-        collate_fn=_leave_alone,  # the default would make lists of tuples
-        sampler=numbers,
-        num_workers=workers,
-        prefetch_factor=PREFETCH_STEPS if workers else None,
-        pin_memory=pin_memory,
-        worker_init_fn=_ignore_signals,
-        generator=torch.Generator(),  # its own: starting workers draws a number, which must not move torch's global state
-    )
+    with _without_advice():
+        loader = DataLoader(
+            _ByValue(dataset) if by_value else dataset,
+            batch_size=None,  # an item is a whole batch
+            collate_fn=_leave_alone,  # the default would make lists of tuples
+            sampler=numbers,
+            num_workers=workers,
+            prefetch_factor=PREFETCH_STEPS if workers else None,
+            pin_memory=pin_memory,
+            worker_init_fn=_ignore_signals,
+            generator=torch.Generator(),  # its own: starting workers draws a number, which must not move torch's global state
+        )
     return _close_at_exit(_raise_errors(loader))
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Without PyTorch's two lines on the number of workers, at every start, where there are more of them than cores."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        yield
 
 
 def _has_room(needed: int) -> bool:
     """Whether shared memory has this many bytes free. Without room for a batch the loader would wait without end."""
-    if not SHARED_MEMORY.is_dir():
-        return True
-    found = os.statvfs(SHARED_MEMORY)
-    return found.f_bavail * found.f_frsize >= needed
+    free = free_shared_memory()
+    return free is None or free >= needed
 
 
 class _ByValue(Dataset[bytes]):
@@ -89,12 +98,13 @@ def _leave_alone(item: Item) -> Item:
 
 def _ignore_signals(_worker: int) -> None:
     """Ctrl-C and a group's signals are the training process's to handle: it saves, then ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in CAUGHT:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _raise_errors(loader: DataLoader[Any]) -> Generator[Any, None, None]:
-    items = iter(loader)
+    with _without_advice():
+        items = iter(loader)
     try:
         while (item := _take(items)) is not None:
             if isinstance(item, ValueError):

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from openjepa.runs.folder import from_json, read_json, to_json, write_json
+from openjepa.runs.machine import free_disk
 
 TEMPORARY = ".saving-"
 HEADER_BYTES_PER_TENSOR = 256  # generous: name, dtype, shape and offsets of a tensor take about 100 in the header
@@ -153,7 +154,7 @@ def _own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _require_space(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     header = sum(map(len, metadata.values())) + HEADER_BYTES_PER_TENSOR * (len(tensors) + 1)
     needed = header + sum(tensor.nbytes for tensor in tensors.values())
-    free = shutil.disk_usage(path.parent).free
+    free = free_disk(path.parent)
     if free < needed:
         raise OSError(f"{path.name} needs {_megabytes(needed)}, {_megabytes(free)} free on {path.parent}; make room and resume")
 

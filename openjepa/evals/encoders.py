@@ -26,6 +26,7 @@ from openjepa.methods.make import make_encoder
 from openjepa.nn.encoder import Encoder
 from openjepa.recipe.files import list_recipes, load_recipe
 from openjepa.runs.folder import RunFolder
+from openjepa.runs.paths import absolute_path, user_path
 from openjepa.weights.hf import load_hf_encoder
 from openjepa.weights.load import find_checkpoint, load_encoder, load_random_encoder, load_reading
 from openjepa.weights.timm import load_timm_encoder
@@ -54,13 +55,13 @@ def open_encoder(spec: str | Path, images: str, encoder: Candidate = "context", 
     kind, _, rest = str(spec).partition(":")
     place = str(pick_device(device))
     if kind not in OPENERS or Path(spec).exists():
-        return _open_run(Path(spec), encoder, place)
+        return _open_run(user_path(spec), encoder, place)
     if encoder != "context":
         raise ValueError(f"--encoder {encoder} chooses among a run's encoders; {spec} is one already: drop it")
     if not rest:
         raise ValueError(f"{spec} lacks what follows the colon: {EXAMPLES[kind]}")
-    if kind in ("random", "pixels") and rest not in list_recipes() and _is_run(Path(rest)):
-        return _open_run(Path(rest), "random" if kind == "random" else "pixels", place)
+    if kind in ("random", "pixels") and rest not in list_recipes() and _is_run(user_path(rest)):
+        return _open_run(user_path(rest), "random" if kind == "random" else "pixels", place)
     subject = OPENERS[kind](rest, images)._replace(reading=measure_reading(images))
     if isinstance(subject.encoder, torch.nn.Module):
         subject.encoder.to(place).eval()
@@ -76,7 +77,7 @@ def _open_run(path: Path, encoder: Candidate, device: str) -> Subject:
     checkpoint = find_checkpoint(path)
     sha256 = digest(checkpoint)
     _, info = load_checkpoint(checkpoint, prefix="method.context_encoder.pos_embed")
-    facts = {"run": str(path), "checkpoint": checkpoint.name, "step": info["step"], "sha256": sha256}
+    facts = {"run": absolute_path(path), "checkpoint": checkpoint.name, "step": info["step"], "sha256": sha256}
     run = RunFolder(path) if path.is_dir() else None
     shown = _load_candidate(checkpoint, encoder, device)
     return Subject(encoder, shown, f"{sha256}:{encoder}", facts, run, load_reading(checkpoint))
@@ -112,13 +113,13 @@ def _open_pixels(rest: str, images: str) -> Subject:
 
 def _open_timm(rest: str, images: str) -> Subject:
     model, _, file = rest.partition(":")
-    encoder = load_timm_encoder(model, Path(file) if file else None, look_at(images).channels)
+    encoder = load_timm_encoder(model, user_path(file) if file else None, look_at(images).channels)
     name = f"timm:{rest}"
-    return Subject(name, encoder, f"{name}:{digest(Path(file)) if file else 'seed 0'}", {"spec": name})
+    return Subject(name, encoder, f"{name}:{digest(user_path(file)) if file else 'seed 0'}", {"spec": name})
 
 
 def _open_hf(rest: str, _images: str) -> Subject:
-    folder = Path(rest)
+    folder = user_path(rest)
     encoder = load_hf_encoder(folder)
     files = sorted(folder.glob("*.safetensors"))
     return Subject(f"hf:{rest}", encoder, f"hf:{[digest(file) for file in files]}", {"spec": f"hf:{rest}"})

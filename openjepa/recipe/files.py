@@ -7,6 +7,7 @@ A recipe is a YAML file of differences from the defaults in sections.py; `extend
 from __future__ import annotations
 
 import difflib
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,8 @@ def _read_values(name_or_file: str, seen: tuple[str, ...]) -> dict[str, Any]:
     shipped = list_recipes()
     if name_or_file in shipped:
         text = (resources.files("openjepa.recipe") / "shipped" / f"{name_or_file}.yaml").read_text("utf-8")
-    elif Path(name_or_file).is_file():
-        text = Path(name_or_file).read_text("utf-8", errors="replace")
+    elif (file := Path(os.path.expanduser(name_or_file))).exists() and not file.is_dir():  # also a pipe, as <(...) makes
+        text = file.read_text("utf-8", errors="replace")
     else:
         near = difflib.get_close_matches(name_or_file, shipped, n=1, cutoff=0.0)
         raise ValueError(f"no recipe or file {name_or_file!r}; did you mean {near[0]}? Shipped: {', '.join(shipped)}")
@@ -79,7 +80,7 @@ def _read_values(name_or_file: str, seen: tuple[str, ...]) -> dict[str, Any]:
     values.setdefault("name", Path(name_or_file).stem)
     if base is None:
         return migrate(values)
-    beside = (Path(name_or_file).parent / str(base)).resolve()
+    beside = (Path(os.path.expanduser(name_or_file)).parent / str(base)).resolve()
     found = str(beside) if str(base) not in shipped and beside.is_file() else str(base)
     below = _read_values(found, (*seen, name_or_file))
     return merge(below, migrate(values, below))

@@ -29,8 +29,10 @@ from openjepa.runs.folder import Row, RunFolder, read_json
 NUM_SKIPPED_SHOWN = 10
 
 
-def build_report(run: RunFolder, shown: Pictures | None = None, thresholds: Mapping[str, float] | None = None) -> Path:
-    """Write RUN/report.html and give its path.
+def build_report(
+    run: RunFolder, shown: Pictures | None = None, thresholds: Mapping[str, float] | None = None, out: Path | None = None
+) -> Path:
+    """Write RUN/report.html, or `out`, and give its path.
 
     shown holds what needs the model; thresholds are the verdict's levels, keyed by metric (effective_rank_pooled, image_cosine,
     explained_variance, feature_variance, grad_norm). Raises ValueError if the folder holds no run or run.json is damaged.
@@ -78,8 +80,12 @@ def build_report(run: RunFolder, shown: Pictures | None = None, thresholds: Mapp
         skipped=skipped,
         num_skipped_shown=NUM_SKIPPED_SHOWN,
     )
-    write_atomic(run.report, html.encode("utf-8", "backslashreplace"))  # a file name may hold bytes that are no text
-    return run.report
+    path = out or run.report
+    try:
+        write_atomic(path, html.encode("utf-8", "backslashreplace"))  # a file name may hold bytes that are no text
+    except OSError as error:
+        raise OSError(f"{path} could not be written: {error.strerror}; name another file with --out") from None
+    return path
 
 
 def read_records(run: RunFolder) -> tuple[list[tuple[str, Row]], list[str]]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
+
+from openjepa.runs.machine import count_cores, total_memory
 
 
 def describe_versions() -> dict[str, str]:
@@ -38,8 +38,8 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {
         "cpu": _cpu_name(),
-        "num_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "num_cores": count_cores(),
+        "memory_gb": round(total_memory() / 2**30, 1),
         "device": name,
     }
 

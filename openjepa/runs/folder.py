@@ -20,11 +20,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from openjepa.runs.atomic import write_atomic
+from openjepa.runs.paths import quoted, user_path
 
 Row = dict[str, Any]
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -82,7 +84,7 @@ class RunFolder:
     """A run's files under one path. Nothing is created until `create`."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         self.run_json = self.path / "run.json"
         self.recipe_yaml = self.path / "recipe.yaml"
         self.metrics = self.path / "metrics.jsonl"
@@ -115,7 +117,8 @@ class RunFolder:
         """ValueError unless a run was started here."""
         if not self.exists():
             raise ValueError(
-                f"{self.path} is not a run folder: it has no run.json; `openjepa pretrain DATA --out {self.path}` makes one"
+                f"{quoted(self.path)} is not a run folder: it has no run.json; `openjepa pretrain DATA --out "
+                f"{shlex.quote(str(self.path))}` makes one"
             )
 
     def read_run(self) -> Row:

@@ -1,4 +1,4 @@
-"""Stopping cleanly: SIGINT, SIGTERM and SIGHUP are noted, the step in progress ends, the state is saved.
+"""Stopping cleanly: signals that ask a process to end are noted, the step in progress ends, the state is saved.
 
 Standard library only.
 """
@@ -8,7 +8,15 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
-CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler or `kill`, a terminal that goes away
+CAUGHT = (
+    signal.SIGINT,  # Ctrl-C
+    signal.SIGQUIT,  # Ctrl-\
+    signal.SIGTERM,  # `kill`, and schedulers
+    signal.SIGHUP,  # a terminal that goes away
+    signal.SIGUSR1,  # schedulers that warn before a time limit: sbatch --signal=USR1@60
+    signal.SIGUSR2,
+    signal.SIGXCPU,  # a limit of CPU time (ulimit -t), and of jobs under some schedulers
+)
 
 
 class Interrupted(Exception):

@@ -13,7 +13,7 @@ from torch import nn
 
 from openjepa.data.batch import Batch
 from openjepa.data.loader import GroupSettings, StreamSettings, training_batches
-from openjepa.data.sources import ImageSource
+from openjepa.data.sources import ImageSource, describe_unlabelled
 from openjepa.engine.fp8 import convert_to_fp8, require_fp8
 from openjepa.engine.optim import make_optimizer
 from openjepa.engine.precision import Precision, choose_precision, make_scaler, pick_device
@@ -114,10 +114,7 @@ def count_classes(recipe: Recipe, source: ImageSource) -> int | None:
     if not recipe.method.NEEDS_LABELS:
         return None
     if source.labels is None:
-        raise ValueError(
-            f"{source.spec} has no labels, which method.name {recipe.method.name} needs; put each class's images into a "
-            "sub-folder of its own"
-        )
+        raise ValueError(f"method.name {recipe.method.name} needs labels, and {describe_unlabelled(source)}")
     return len(source.classes)
 
 

@@ -22,6 +22,7 @@ from openjepa.masks import Masks, sample_masks
 from openjepa.recipe.edit import with_changes
 from openjepa.recipe.sections import Recipe
 from openjepa.recipe.views import Mask
+from openjepa.runs.machine import available_memory
 from openjepa.training.build import count_classes, list_groups, make_trainer
 
 SMALL_BATCHES = (8, 24)  # images in each accumulated part; below, what does not grow with the batch hides what does
@@ -121,7 +122,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0] + cached)
-    return int(psutil.virtual_memory().available + psutil.Process().memory_info().rss)
+    return int(available_memory() + psutil.Process().memory_info().rss)
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from openjepa.data.fingerprint import fingerprint
+from openjepa.data.fingerprint import describe_difference, fingerprint
 from openjepa.data.normalization import find_normalization
-from openjepa.data.sources import ImageSource
+from openjepa.data.sources import ImageSource, absolute_spec
 from openjepa.engine.precision import choose_precision, pick_device
 from openjepa.engine.threads import choose_threads, use_threads
 from openjepa.methods.make import make_method
@@ -47,7 +47,7 @@ def describe_run(recipe: Recipe, source: ImageSource, initial: InitialWeights | 
     total_steps = plan_steps(recipe, len(source), step_s)
     return {
         "name": recipe.name,
-        "data": source.spec,
+        "data": absolute_spec(source.spec),
         "num_images": len(source),
         "fingerprint": fingerprint(source),
         "recipe": recipe.model_dump(mode="json"),
@@ -108,8 +108,8 @@ def reopen_run(recipe: Recipe, source: ImageSource, folder: RunFolder, accept_ch
     found = fingerprint(source)
     if facts["num_images"] != len(source):
         changes["number of images"] = (facts["num_images"], len(source))
-    elif facts.get("fingerprint", found) != found:
-        changes["images"] = (facts["data"], f"others in {source.spec}")
+    elif difference := describe_difference(facts.get("fingerprint", found), found):
+        changes["images"] = (facts["data"], f"{source.spec}, {difference}")
     if facts["num_classes"] not in (None, count_classes(recipe, source)):
         changes["number of classes"] = (facts["num_classes"], count_classes(recipe, source))
     check_changes(changes, accept_changes, str(folder.path))
@@ -127,7 +127,7 @@ def reopen_run(recipe: Recipe, source: ImageSource, folder: RunFolder, accept_ch
         facts |= {"hardware": hardware, "precision": precision, "threads": threads}
     return facts | {
         "recipe": recipe.model_dump(mode="json"),
-        "data": source.spec,
+        "data": absolute_spec(source.spec),
         "num_images": len(source),
         "fingerprint": found,
         "stopped": None,

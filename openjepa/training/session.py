@@ -55,7 +55,8 @@ class Session:
         self.signals = SignalCatcher()
         self.journal: Journal  # while it trains
         self.health, self.save, self.probe = Health(self), Save(self), Probe(self)
-        self.hooks: list[Hook] = [Skipped(self), Log(self), self.health, Replan(self), self.probe]
+        self.skipped = Skipped(self)
+        self.hooks: list[Hook] = [self.skipped, Log(self), self.health, Replan(self), self.probe]
 
     @property
     def total_steps(self) -> int:
@@ -86,6 +87,7 @@ class Session:
 
     def resume(self) -> None:
         """Load the newest undamaged checkpoint, saying which ones were passed over; from the start if there is none yet."""
+        self.skipped.files.try_again(self.source)
         path, complaints = find_latest(self.folder.checkpoints)
         for complaint in complaints:
             self.say(complaint, style="yellow")

@@ -21,6 +21,7 @@ from openjepa.recipe.check import build_recipe
 from openjepa.recipe.edit import changed_keys
 from openjepa.recipe.methods import IJEPA, MAE
 from openjepa.recipe.sections import Recipe
+from openjepa.runs.paths import absolute_path
 from openjepa.weights.load import find_checkpoint
 
 ENCODERS = ("context_encoder", "target_encoder")
@@ -53,7 +54,12 @@ class InitialWeights:
 
     def to_record(self, grid: tuple[int, int]) -> dict[str, str | None]:
         """What run.json says of them, and what opens them again."""
-        return {"checkpoint": str(self.path), "sha256": self.sha256, "encoder": self.encoder, "taken": self.describe(grid)}
+        return {
+            "checkpoint": absolute_path(self.path),
+            "sha256": self.sha256,
+            "encoder": self.encoder,
+            "taken": self.describe(grid),
+        }
 
     def describe(self, grid: tuple[int, int]) -> str:
         """What a run on this grid takes, in a line."""

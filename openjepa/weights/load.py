@@ -16,6 +16,7 @@ from openjepa.nn.encoder import Encoder
 from openjepa.recipe.check import build_recipe
 from openjepa.recipe.sections import Recipe
 from openjepa.runs.folder import RunFolder
+from openjepa.runs.paths import user_path
 
 EncoderName = Literal["context", "target"]
 
@@ -53,7 +54,7 @@ def load_random_encoder(run: str | Path, device: str = "cpu", layers: int = 1) -
 
 def find_checkpoint(run: str | Path) -> Path:
     """A checkpoint file itself, or the newest undamaged one of a run folder."""
-    path = Path(run)
+    path = user_path(run)
     if path.is_file():
         return path
     folder = RunFolder(path)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -27,6 +28,8 @@ from openjepa.recipe.sections import ENCODERS, Model, Recipe
 
 ENCODER_PARTS = ("context_encoder", "target_encoder")
 SHOWN_NAMES = 3  # of each kind of misfit
+STATE_DICTS = ("state_dict", "model", "model_state_dict")
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # torch.compile, FSDP, recomputation: anywhere
 ZIP_START = b"PK\x03\x04"  # what torch.save has written since 1.6; older files cannot be mapped into memory
 
 
@@ -64,16 +67,59 @@ def read_torch_file(path: Path) -> Any:
             warnings.simplefilter(
                 "ignore"
             )  # about pickles of a kind that torch.save does not write: read or refused, in one line
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            with torch.serialization.safe_globals(NUMPY_SCALARS):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # whatever damaged bytes can raise
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code:
             raise ValueError(
-                f"{path}: refused, it holds Python code ({code[1]}) and not only weights; nothing in it was run"
+                f"{path}: refused, it holds {code[1]}, which is neither a tensor nor a plain value and could be code; "
+                "nothing in it was run"
             ) from None
         # PyTorch's own words on a pickle that it refuses advise to load it all the same.
         reason = "a pickle that may hold code; nothing in it was run" if "weights_only" in str(error) else _first_line(error)
         raise ValueError(f"{path}: damaged, or not a file that torch.save wrote ({reason})") from None
+
+
+def _numpy_scalar(dtype: np.dtype[Any], data: bytes = b"") -> np.generic:
+    """What `numpy._core.multiarray.scalar` makes of a number's bytes, for kinds that cannot hold an object."""
+    if dtype.kind not in "biufcSUmM" or not isinstance(data, bytes):
+        raise ValueError(f"a NumPy scalar of {dtype} is no number")
+    scalar: np.generic = np.frombuffer(data.ljust(dtype.itemsize, b"\0"), dtype, count=1)[0] if dtype.itemsize else dtype.type()
+    return scalar
+
+
+# A loss that was logged as a NumPy number. NumPy 1 and 2 keep the function in modules of different names.
+NUMPY_SCALARS: list[Any] = [
+    *((_numpy_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (*"?bBhHiIlLqQefdgFDGSU", "m8", "M8")),
+]
+
+
+def unwrap(content: Any) -> Any:
+    """The state dict in a training program's checkpoint, which has it under one of the common names; else what was given."""
+    if not isinstance(content, dict):
+        return content
+    inner = [content[key] for key in STATE_DICTS if isinstance(content.get(key), dict)]
+    return inner[0] if inner else content
+
+
+def strip_wrappers(tensors: dict[str, Any]) -> dict[str, Any]:
+    """State dict names without what DDP, torch.compile and the like put in front of, or between, a model's own, in any order.
+
+    ValueError if two names become one.
+    """
+    found: dict[str, Any] = {}
+    for name, value in tensors.items():
+        parts = [part for part in name.split(".") if part not in WRAPPERS]
+        while len(parts) > 1 and parts[0] == "module":  # only in front: a model may have a part of that name
+            del parts[0]
+        own = ".".join(parts)
+        if own in found:
+            raise ValueError(f"it holds {own} twice, once as {name}")
+        found[own] = value
+    return found
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

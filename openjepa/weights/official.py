@@ -1,7 +1,8 @@
 """The reference release's checkpoints (facebookresearch/ijepa at 52c1ae9): its names and ours.
 
-A `.pth.tar` that torch.save wrote: state dicts encoder, target_encoder and predictor, names prefixed `module.` by DDP, and
-opt, scaler, epoch, loss, batch_size, world_size, lr beside them. Left out: the optimizer's state, which is not read.
+A `.pth.tar` that torch.save wrote: state dicts encoder, target_encoder and predictor, names prefixed `module.` by DDP or
+`_orig_mod.` by torch.compile, and opt, scaler, epoch, loss, batch_size, world_size, lr beside them. Left
+out: the optimizer's state, which is not read.
 Names are pinned by tests/parity/test_golden_step.py, the reading by tests/parity/test_bridge.py.
 """
 
@@ -11,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from openjepa.weights.match import Weights, require_tensors
+from openjepa.weights.match import Weights, require_tensors, strip_wrappers
 
 PARTS = ("encoder", "target_encoder", "predictor")
 PREDICTOR_NAMES = {
@@ -46,8 +47,8 @@ def read_release(content: dict[str, Any]) -> Weights:
     tensors: dict[str, Tensor] = {}
     for part in PARTS:
         if part in content:
-            for name, value in require_tensors(content[part], part).items():
-                tensors[our_name(f"{part}.{name.removeprefix('module.')}")] = value
+            for name, value in strip_wrappers(require_tensors(content[part], part)).items():
+                tensors[our_name(f"{part}.{name}")] = value
     weights = Weights("release checkpoint", tensors)
     absent = [part for part in PARTS if part not in content]
     weights.notes += [f"The file has no {part}." for part in absent]

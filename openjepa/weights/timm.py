@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from openjepa.nn.encoder import Encoder, EncoderOutput, normalise, require_images
 from openjepa.runs.folder import read_json, write_json
-from openjepa.weights.match import Weights, read_safetensors, read_torch_file
+from openjepa.weights.match import Weights, read_safetensors, read_torch_file, strip_wrappers, unwrap
 from openjepa.weights.safetensors import apply_facts, read_facts, settle_encoder, write_safetensors
 
 # By width and patch size; any other shape is a variation of the first.
@@ -36,16 +36,16 @@ CONTEXT_NOTE = "timm takes its I-JEPA weights from the release's context encoder
 
 def is_timm(tensors: dict[str, Any]) -> bool:
     """Whether a state dict has timm's names for a ViT."""
-    return "patch_embed.proj.weight" in tensors
+    return "patch_embed.proj.weight" in strip_wrappers(tensors)
 
 
 def read_timm(tensors: dict[str, Tensor], facts: dict[str, Any], encoder: str | None) -> Weights:
-    """A state dict of timm as our context or target encoder; the recorded one, else context, if encoder is None.
+    """A state dict of timm, wrapped or not, as our context or target encoder; the recorded one, else context, if encoder is None.
 
     facts: what we recorded in the file; empty if it is not ours.
     """
     part = settle_encoder(facts, encoder)
-    weights = Weights("timm state dict", {f"{part}_encoder.{name}": value for name, value in tensors.items()})
+    weights = Weights("timm state dict", {f"{part}_encoder.{name}": value for name, value in strip_wrappers(tensors).items()})
     if "encoder" not in facts:
         weights.notes.append(CONTEXT_NOTE)
     return apply_facts(weights, facts) if facts else weights
@@ -132,7 +132,10 @@ def load_timm_encoder(name: str, file: Path | None, channels: int) -> TimmEncode
     model: Any = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
     settings: dict[str, Any] = resolve_data_config({}, model=model)  # type: ignore[no-untyped-call]
     if file is not None:
-        tensors = read_safetensors(file)[0] if file.suffix == ".safetensors" else read_torch_file(file)
+        tensors = read_safetensors(file)[0] if file.suffix == ".safetensors" else unwrap(read_torch_file(file))
+        if not isinstance(tensors, dict):
+            raise ValueError(f"{file} holds no state dict but a {type(tensors).__name__}")
+        tensors = strip_wrappers({str(key): value for key, value in tensors.items()})
         found = model.load_state_dict({key: value for key, value in tensors.items() if isinstance(value, Tensor)}, strict=False)
         if found.missing_keys:
             raise ValueError(f"{file} does not fit timm's {name}: it lacks {', '.join(found.missing_keys[:3])}")

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from openjepa.data import workers as worker_pool
 from openjepa.data.batch import Batch
@@ -406,3 +407,24 @@ def test_odd_file_names_stay_one_line_each(tmp_path):
     skipped = SkippedFiles(tmp_path / "skipped.txt", 100)
     skipped.add(odd)
     assert len((tmp_path / "skipped.txt").read_text("utf-8").splitlines()) == 3 == len(skipped.reasons)
+
+
+def test_listed_files_are_tried_again_when_a_run_goes_on(tmp_path: Path):
+    """Version 0.1 counted what was unreadable long ago among today's."""
+    for number in range(40):
+        Image.new("L", (4, 4), number).save(tmp_path / f"{number:02}.png")
+    bad = [tmp_path / name for name in ("00.png", "01.png", "02.png")]
+    whole = bad[0].read_bytes()
+    for path in bad:
+        path.write_bytes(b"<html>")
+    source = open_source(str(tmp_path), 1)
+    file = tmp_path / "skipped.txt"
+    with pytest.raises(ValueError, match="--resume"):
+        SkippedFiles(file, 40).add([(str(path), "broken") for path in bad])
+    with pytest.raises(ValueError, match="3 of 40"):  # nothing has changed: it does not start again only to stop later
+        SkippedFiles(file, 40).try_again(source)
+    bad[0].write_bytes(whole)
+    bad[1].unlink()
+    skipped = SkippedFiles(file, 39)
+    skipped.try_again(open_source(str(tmp_path), 1))
+    assert list(skipped.reasons) == [str(bad[2])] == [line.split("\t")[0] for line in file.read_text().splitlines()]

@@ -28,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from openjepa.data.scenes.scene import CLASSES, SPLITS, Scene, render_scene
 from openjepa.runs.atomic import whole
 from openjepa.runs.folder import write_json
+from openjepa.runs.machine import count_cores
 from openjepa.runs.version import __version__
 
 SIZES_PX = (32, 1024)
@@ -70,7 +71,7 @@ def make_scenes(out: Path, *, train: int, test: int, size: int, seed: int, proce
         scenes: dict[str, list[Row]] = {split: [] for split in SPLITS}
         with _progress_bar() as progress:
             task = progress.add_task("Drawing scenes", total=train + test)
-            for chunk, rows in _draw_all(chunks, processes or _count_cores()):
+            for chunk, rows in _draw_all(chunks, processes or count_cores()):
                 scenes[chunk.split] += rows
                 progress.advance(task, len(rows))
         (folder / "annotations").mkdir()
@@ -196,10 +197,6 @@ def _describe(counts: dict[str, int], size: int, seed: int) -> Row:
         "seed": seed,
         "classes": CLASSES,
     }
-
-
-def _count_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _progress_bar() -> Progress:

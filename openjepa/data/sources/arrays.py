@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,6 +13,7 @@ from openjepa.data.reading import Reading
 from openjepa.data.sample import load_sample, read_index
 from openjepa.data.sources.contract import Labels
 from openjepa.data.sources.idx import FASHION_MNIST_CLASSES, read_fashion_mnist
+from openjepa.runs.paths import user_path
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def open_sample(spec: str, half: str, channels: int, _reading: Reading) -> Array
 def open_fashion_mnist(spec: str, rest: str, channels: int, _reading: Reading) -> ArraySource:
     """FOLDER:train or FOLDER:test of the original files. ValueError as read_fashion_mnist raises it."""
     folder, _, half = rest.rpartition(":")
-    images, labels = read_fashion_mnist(Path(folder).expanduser(), _check_half(spec, half))
+    images, labels = read_fashion_mnist(user_path(folder), _check_half(spec, half))
     return ArraySource(spec, channels, images, labels, FASHION_MNIST_CLASSES)
 
 

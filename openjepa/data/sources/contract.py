@@ -54,3 +54,8 @@ def spread(count: int, most: int) -> Int64[np.ndarray, " chosen"]:
 def printable(name: str) -> str:
     """A path or class name in characters that can be printed; bytes that are not UTF-8 become backslash escapes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def one_line(text: str) -> str:
+    """A path or a reason with its tabs and line ends written as escapes."""
+    return text.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")

@@ -1,14 +1,14 @@
 """A folder of images, searched at any depth and listed by path, so that the same folder always gives the same order.
 
-Hidden files and folders and files that are not images are passed over; links are followed, except those that lead back up.
+Files that are not images are passed over, and so is what walk.py passes over.
 """
 
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -16,8 +16,10 @@ from openjepa.data.decode import EXTENSIONS, Picture, Pixels, open_image
 from openjepa.data.decode import DecodeError as DecodeError
 from openjepa.data.identify import PICTURES
 from openjepa.data.reading import AS_STORED, Reading
-from openjepa.data.sources.contract import Labels, printable
+from openjepa.data.sources.contract import Labels, one_line, printable
+from openjepa.data.sources.walk import walk
 from openjepa.data.tiff import list_pages
+from openjepa.runs.paths import quoted, user_path
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class FolderSource:
     reading: Reading = AS_STORED
     pages: list[int] | None = field(default=None, repr=False)  # of each image, the page of its file; None: the first
     left_out: list[str] = field(default_factory=list, repr=False)  # files of kinds that are not read
+    stray: list[str] = field(default_factory=list, repr=False)  # images beside class folders, which keep the rest from labels
+    notes: list[str] = field(default_factory=list, repr=False)  # lines on what was passed over, for every command to show
 
     def __len__(self) -> int:
         return len(self.files)
@@ -59,24 +63,30 @@ def open_folder(spec: str, channels: int, reading: Reading = AS_STORED) -> Folde
 
     ValueError if it holds no images; OSError where it may not be read.
     """
-    root = Path(spec).expanduser()
-    found = list_files(root)
-    names = [name for name in found if os.path.splitext(name)[1].lower() in EXTENSIONS]
+    root = user_path(spec)
+    walked = walk(root)
+    notes = [words] if (words := walked.describe()) else []
+    names = [name for name in walked.files if os.path.splitext(name)[1].lower() in EXTENSIONS]
     if not names:
-        raise ValueError(f"{spec} holds no images: {_describe_files(found)}; {PICTURES}")
-    left_out = [os.path.join(root, name) for name in found if os.path.splitext(name)[1].lower() not in EXTENSIONS]
+        found = "; ".join([_describe_files(walked.files), *notes])
+        raise ValueError(f"{quoted(spec)} holds no images: {found}; {PICTURES}")
+    left_out = [os.path.join(root, name) for name in walked.files if os.path.splitext(name)[1].lower() not in EXTENSIONS]
     pages = None
     if reading.pages == "all":
         numbered = [(name, page) for name in names for page in list_pages_of(os.path.join(root, name))]
         names, pages = [name for name, _ in numbered], [page for _, page in numbered]
-    folders = [name.split("/", 1)[0] if "/" in name else None for name in names]
-    classes = sorted({folder for folder in folders if folder is not None})
     files = [os.path.join(root, name) for name in names]
-    if None in folders:
-        return FolderSource(spec, channels, files, None, [], reading, pages, left_out)
+    folders = [_class_name(name) for name in names]
+    classes = sorted({folder for folder in folders if folder is not None})
+    stray = [name for name, folder in zip(names, folders, strict=True) if folder is None]
+    if stray:
+        if len(stray) < len(names) / 2:
+            notes.append(_describe_stray(stray, classes))
+        kept = stray if classes else []
+        return FolderSource(spec, channels, files, None, [], reading, pages, left_out, kept, notes)
     numbers = {folder: number for number, folder in enumerate(classes)}
     labels = np.array([numbers[folder] for folder in folders if folder is not None], np.int64)
-    return FolderSource(spec, channels, files, labels, [printable(name) for name in classes], reading, pages, left_out)
+    return FolderSource(spec, channels, files, labels, classes, reading, pages, left_out, [], notes)
 
 
 def list_pages_of(path: str) -> list[int]:
@@ -89,24 +99,16 @@ def list_pages_of(path: str) -> list[int]:
         return [0]
 
 
-def list_files(root: Path) -> list[str]:
-    """Paths of all files below a folder, relative to it with "/" between names, sorted; hidden ones left out."""
-    files: list[str] = []
-    waiting = [(str(root), "", frozenset([os.path.realpath(root)]))]
-    while waiting:
-        folder, prefix, above = waiting.pop()
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                is_link = entry.is_symlink()
-                if os.path.isdir(entry.path) if is_link else entry.is_dir():
-                    real = os.path.realpath(entry.path)
-                    if real not in above:  # else a link that leads back up
-                        waiting.append((entry.path, f"{prefix}{entry.name}/", above | {real}))
-                elif is_link or entry.is_file():  # a broken link is a file that cannot be read, and is reported as one
-                    files.append(prefix + entry.name)
-    return sorted(files)
+def _class_name(name: str) -> str | None:
+    """The first-level folder that an image lies in, as it is printed and composed (NFC: one system writes é as e and accent)."""
+    return unicodedata.normalize("NFC", printable(name.split("/", 1)[0])) if "/" in name else None
+
+
+def _describe_stray(stray: list[str], classes: list[str]) -> str:
+    """Which images keep the others from having labels."""
+    more = f" and {len(stray) - 1} more lie" if len(stray) > 1 else " lies"
+    beside = ", ".join(map(one_line, classes[:3])) + (", ..." if len(classes) > 3 else "")
+    return f"no labels, because {quoted(printable(stray[0]))}{more} beside the class folders {beside}"
 
 
 def _describe_files(names: list[str]) -> str:

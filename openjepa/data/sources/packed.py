@@ -22,6 +22,7 @@ from PIL import Image
 
 from openjepa.data.decode import Decoded, Picture, Pixels
 from openjepa.data.reading import AS_STORED, Reading
+from openjepa.runs.paths import user_path
 
 TABLE, PIXELS, SKIPPED = "pack.parquet", "pixels.bin", "skipped.txt"
 METADATA_KEY = b"openjepa"
@@ -75,14 +76,14 @@ def is_pack(folder: Path) -> bool:
 def read_packed_channels(spec: str) -> int | None:
     """Channels of the images in a pack; None if it is not a pack, or a damaged one, which open_pack reports."""
     try:
-        return int(json.loads(pq.read_schema(Path(spec).expanduser() / TABLE).metadata[METADATA_KEY])["channels"])
+        return int(json.loads(pq.read_schema(user_path(spec) / TABLE).metadata[METADATA_KEY])["channels"])
     except (ValueError, LookupError, TypeError, OSError, pa.ArrowException):
         return None
 
 
 def open_pack(spec: str, channels: int) -> PackSource:
     """Open a pack's folder. ValueError with one line if it is damaged or cannot give `channels` channels."""
-    folder = Path(spec).expanduser()
+    folder = user_path(spec)
     try:
         table = pq.read_table(folder / TABLE, page_checksum_verification=True)
         facts = json.loads(table.schema.metadata[METADATA_KEY])
