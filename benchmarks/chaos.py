@@ -58,15 +58,17 @@ FLAGS = [
 class Run:
     """A run in a process of its own: started, disturbed, awaited."""
 
-    def __init__(self, data: Path, folder: Path, *, resume: bool = False, output: int | None = None) -> None:
-        """output: a file descriptor for what it prints; a file beside the run folder if not given."""
+    def __init__(self, data: Path, folder: Path, *, resume: bool = False, output: tuple[int, int] | None = None) -> None:
+        """output: ends (to read, to write) of what it prints to; a file beside the run folder if not given."""
         self.folder, self.log = folder, folder.with_suffix(".log")
         words = ["pretrain", str(data), "--out", str(folder), *(["--resume"] if resume else FLAGS)]
         self.before = count_steps(folder)
         with self.log.open("wb") as file:
             self.pid = os.fork()
             if self.pid == 0:
-                _become(words, file.fileno() if output is None else output)
+                if output is not None:
+                    os.close(output[0])  # or it would have a reader in itself
+                _become(words, file.fileno() if output is None else output[1])
         self.status: int | None = None
 
     def poll(self) -> int | None:
@@ -126,6 +128,7 @@ def _become(words: list[str], output: int) -> None:
         atexit._clear()  # what is this program's to do at its end
         os.dup2(output, 1)
         os.dup2(output, 2)
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
         with suppress(OSError):
             os.setsid()
         try:
@@ -256,9 +259,12 @@ def _disturb_once(kind: str, folder: Path, place: Place, dice: random.Random) ->
         return
     reader, writer = os.pipe() if kind == "pipe closed" else pty.openpty()
     try:
-        run = Run(place.data, folder, resume=resume, output=writer)
+        run = Run(place.data, folder, resume=resume, output=(reader, writer))
         os.close(writer)
         run.wait_for(steps)
+    except Failure as failure:
+        os.set_blocking(reader, False)
+        raise Failure(f"{failure} {os.read(reader, 10_000)[-500:]!r}") from None
     finally:
         os.close(reader)
     KINDS[kind](run, place, dice)

@@ -25,6 +25,7 @@ from openjepa.recipe.files import AUTO, list_recipes, load_recipe
 from openjepa.recipe.sections import Recipe
 from openjepa.runs.folder import RunFolder, read_json
 from openjepa.runs.lock import lock_run
+from openjepa.runs.log import RunConsole
 from openjepa.training.build import check_views, count_classes
 from openjepa.training.hooks import ProbeEncoder
 from openjepa.training.memory import settle_batch_size
@@ -54,7 +55,7 @@ def pretrain(
     to say once nothing can be refused any more. Raises ValueError (bad input), OSError (disk), ArithmeticError (ten non-finite
     steps in a row), Interrupted.
     """
-    console = console or Console(stderr=True, soft_wrap=True)
+    console = console or RunConsole()
     folder = RunFolder(out)
     if resume:
         folder.require()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from types import TracebackType
 from typing import Any
 
@@ -9,6 +10,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from openjepa.runs.folder import RunFolder
+
+
+class RunConsole(Console):
+    """A console on standard error; where nobody reads it any longer, BrokenPipeError is raised, so that a run can save first."""
+
+    def __init__(self) -> None:
+        super().__init__(stderr=True, soft_wrap=True)
+
+    def on_broken_pipe(self) -> None:
+        """In place of rich's own end of the program."""
+        raise BrokenPipeError(errno.EPIPE, "nobody reads the output any longer")
 
 
 class Journal:
