@@ -153,6 +153,8 @@ class RunFolder:
             return
         for line in self.metrics.read_text("utf-8").splitlines():
             try:
-                yield from_json(line)
+                row = from_json(line)
             except ValueError:
                 continue  # a line cut off by a kill; a resume drops and rewrites from the checkpoint's step
+            if isinstance(row, dict) and isinstance(row.get("kind"), str) and isinstance(row.get("step"), int):
+                yield row  # others are damaged, too

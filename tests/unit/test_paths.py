@@ -60,3 +60,13 @@ def test_spaces_at_the_ends_of_a_name_are_seen(home: Path):
     with pytest.raises(ValueError, match=r"there is no ' photos' \(did you mean photos\?\)"):
         open_source(" photos", 3)
     assert quoted("a b") == "a b" and quoted("a\nb") == "'a\\nb'"
+
+
+def test_an_idx_header_that_lies_takes_no_memory(tmp_path: Path):
+    import struct
+
+    from openjepa.data.sources.idx import read_idx
+
+    (tmp_path / "a").write_bytes(struct.pack(">4I", 0x803, 2**32 - 1, 2**32 - 1, 2**32 - 1) + bytes(48))
+    with pytest.raises(ValueError, match="damaged"):
+        read_idx(tmp_path / "a", dimensions=3)

@@ -122,3 +122,12 @@ def test_what_json_cannot_hold_is_an_error_and_leaves_the_old_file(tmp_path: Pat
     with pytest.raises(TypeError):
         write_json(tmp_path / "run.json", {"step": {1, 2}})
     assert read_json(tmp_path / "run.json") == {"step": 1}
+
+
+def test_rows_that_are_no_rows_are_passed_over(tmp_path):
+    folder = RunFolder(tmp_path)
+    lines = ['{"kind": "train", "step": 1}', "[]", "3", '{"kind": "train"}', '{"step": 2}', '{"kind": 3, "step": "x"}', '{"kind']
+    folder.metrics.write_text("\n".join(lines))
+    assert folder.read_metrics() == [{"kind": "train", "step": 1}]
+    folder.drop_metrics_from(1)
+    assert folder.read_metrics() == []

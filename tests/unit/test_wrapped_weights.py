@@ -19,9 +19,8 @@ OWN = ["pos_embed", "blocks.0.attn.qkv.weight", "blocks.11.mlp.fc1.bias"]
     between=st.lists(st.sampled_from(WRAPPERS), max_size=2),
 )
 def test_wrappers_go_in_any_order(front: list[str], between: list[str]):
-    wrapped = {
-        ".".join([*front, *name.replace(".attn", "".join(f".{w}" for w in between) + ".attn").split(".")]): name for name in OWN
-    }
+    inner = ".".join([*between, "attn"])
+    wrapped = {".".join([*front, name.replace("attn", inner)]): name for name in OWN}
     assert strip_wrappers(wrapped) == {name: name for name in OWN}
 
 
@@ -42,11 +41,8 @@ def test_a_state_dict_is_found_under_its_common_names():
      np.datetime64("2024-02-29"), np.longdouble(2)],
     ids=lambda number: type(number).__name__,
 )  # fmt: skip
-@pytest.mark.parametrize("protocol", [2, 4])
-def test_numpy_numbers_come_back_as_they_were(tmp_path: Path, number: np.generic, protocol: int):
-    if protocol == 4 and isinstance(number, np.bool_):
-        pytest.skip("one protocol is enough for it")
-    torch.save({"loss": number, "w": torch.ones(2)}, tmp_path / "a.pth", pickle_protocol=protocol)
+def test_numpy_numbers_come_back_as_they_were(tmp_path: Path, number: np.generic):
+    torch.save({"loss": number, "w": torch.ones(2)}, tmp_path / "a.pth")
     found = read_torch_file(tmp_path / "a.pth")["loss"]
     assert found == number and type(found) is type(number)
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+MOST_DEFLATED = 1032  # bytes that a byte of deflated data gives at most
+
 FASHION_MNIST_CLASSES = [
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
 ]  # fmt: skip
@@ -46,6 +48,8 @@ def read_idx(path: Path, dimensions: int) -> UInt8[np.ndarray, " ..."]:
             if header[:4] != bytes([0, 0, 0x08, dimensions]) or len(header) < 4 + 4 * dimensions:
                 raise ValueError(f"{path} is not an idx file of unsigned bytes with {dimensions} dimensions")
             shape = struct.unpack(f">{dimensions}I", header[4:])
+            if math.prod(shape) > MOST_DEFLATED * path.stat().st_size:  # before memory is taken for it
+                raise ValueError(f"{path} is damaged: its header says {shape}, more than a file of its size can hold")
             data = file.read(math.prod(shape) + 1)  # one more, to notice a file that is too long
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
