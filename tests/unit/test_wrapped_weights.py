@@ -37,8 +37,8 @@ def test_a_state_dict_is_found_under_its_common_names():
 
 @pytest.mark.parametrize(
     "number",
-    [np.float64(0.25), np.float32(3), np.float16(-1), np.int64(-7), np.uint8(255), np.bool_(True), np.complex64(1 + 2j), np.str_("é"),
-     np.datetime64("2024-02-29"), np.longdouble(2)],
+    [np.float64(0.25), np.float32(3), np.float16(-1), np.int64(-7), np.uint8(255), np.bool_(True), np.complex64(1 + 2j),
+     np.str_("é"), np.datetime64("2024-02-29"), np.longdouble(2)],
     ids=lambda number: type(number).__name__,
 )  # fmt: skip
 def test_numpy_numbers_come_back_as_they_were(tmp_path: Path, number: np.generic):
