@@ -1,9 +1,9 @@
 """Which images a source holds, in one short string: so that a run notices when it is resumed on others.
 
-A hash of all image names in order, and of the size, beginning and end of some files or the pixels of some images in memory. Names are
-relative to the source, so that a folder which has moved as a whole keeps its fingerprint. Left out: the whole content of files,
-which would take a pass over the data. `stamp` is stricter, for features that are kept: any file that is written again,
-moved or repaired gives another one.
+A hash of all image names in order, and of the size, beginning and end of some files or the pixels of some images in
+memory. Names are relative to the source, so that a folder which has moved as a whole keeps its fingerprint. Left out: the
+whole content of files, which would take a pass over the data. `stamp` is stricter, for features that are kept: any file that
+is written again, moved or repaired gives another one.
 """
 
 from __future__ import annotations
