@@ -23,6 +23,7 @@ from openjepa.data.decode import DecodeError, Pixels, read_header
 from openjepa.data.reading import AS_STORED, Reading
 from openjepa.data.segments import Segmentation, clean_segmentation, decode_mask
 from openjepa.data.sources import FolderSource, printable
+from openjepa.runs.paths import absolute_path, user_path
 
 Row = dict[str, Any]
 
@@ -112,7 +113,7 @@ def list_names(names: list[str]) -> str:
 
 def find_annotations(spec: str) -> Path:
     """The annotation file that goes with a folder of images. ValueError lists where it was looked for."""
-    folder = Path(os.path.abspath(Path(spec).expanduser()))
+    folder = Path(absolute_path(spec))
     above, name = folder.parent, folder.name
     places = [
         above / "annotations" / f"{name}.json", above / "annotations" / f"instances_{name}.json", above / f"{name}.json",
@@ -133,8 +134,8 @@ def open_coco(
     need_masks: objects without a usable mask are left out, too. reading: of the images' samples. ValueError if nothing
     can be used.
     """
-    path = find_annotations(spec) if file is None else Path(file).expanduser()
-    if not Path(spec).expanduser().is_dir():
+    path = find_annotations(spec) if file is None else user_path(file)
+    if not user_path(spec).is_dir():
         raise ValueError(f"{spec} is no folder of images; the annotations in {path} are of files")
     return _Reader(spec, path, need_masks).read(channels, reading)
 
@@ -227,7 +228,7 @@ class _Reader:
 
     def _find_file(self, name: str) -> str | None:
         """Where a listed file lies: below the folder of images, by its path or its name alone, or beside the annotations."""
-        root, local = Path(self.spec).expanduser(), name.replace("\\", "/")
+        root, local = user_path(self.spec), name.replace("\\", "/")
         places = (root / local, root / local.rsplit("/", 1)[-1], self.path.parent / local)
         return next((str(place) for place in places if place.is_file()), None)
 

@@ -22,8 +22,10 @@ from PIL import Image
 from openjepa.data.annotations import AnnotatedSource, Objects, check_size, find_annotations, open_coco
 from openjepa.data.decode import EXTENSIONS, FORMATS, DecodeError, read_header
 from openjepa.data.reading import AS_STORED, Reading
-from openjepa.data.sources import FolderSource, list_files, printable
+from openjepa.data.sources import FolderSource, printable
 from openjepa.data.sources.folder import open_folder
+from openjepa.data.sources.walk import walk
+from openjepa.runs.paths import user_path
 
 LabelMap = UInt8[np.ndarray, "height width"]
 
@@ -71,7 +73,7 @@ def open_mapped(
 
 def find_map_folders(spec: str) -> tuple[str, str] | None:
     """The folder of images and the folder of maps of a data spec in one of the two layouts; None if it is in neither."""
-    root = Path(spec).expanduser()
+    root = user_path(spec)
     if (root / "images").is_dir() and (root / "annotations").is_dir():
         return str(root / "images"), str(root / "annotations")
     parts = Path(os.path.abspath(root)).parts
@@ -90,8 +92,8 @@ def open_map_folder(
     ValueError if no image has a map, or a map is none.
     """
     source = open_folder(images, channels, replace(reading, pages="first"))
-    map_root, image_root = Path(maps).expanduser(), Path(images).expanduser()
-    by_stem = {os.path.splitext(name)[0]: name for name in list_files(map_root) if _is_image(name)}
+    map_root, image_root = user_path(maps), user_path(images)
+    by_stem = {os.path.splitext(name)[0]: name for name in walk(map_root).files if _is_image(name)}
     stems = [os.path.splitext(os.path.relpath(file, image_root))[0].replace(os.sep, "/") for file in source.files]
     pairs = [(file, str(map_root / by_stem[stem])) for file, stem in zip(source.files, stems, strict=True) if stem in by_stem]
     missing = [file for file, stem in zip(source.files, stems, strict=True) if stem not in by_stem]
