@@ -244,7 +244,7 @@ def draw_curves(curves: Curves, name: str) -> Chart:
     every = sorted({point.labels for _, _, points in curves.lines for point in points})
     # 1, 2, 5, 10 ... stand too close for a label each
     shown = every if len(every) <= MOST_TICKS else [count for count in every if math.log10(count).is_integer()] + every[-1:]
-    axes.set_xticks(shown, [svg.short_number(count) for count in shown])
+    axes.set_xticks(shown, [svg.short_number(float(count)) for count in shown])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(every[0] / 1.2, every[-1] * 1.2)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
