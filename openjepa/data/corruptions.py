@@ -37,7 +37,8 @@ def corrupt(pixels: UInt8[np.ndarray, "H W C"], name: str, severity: int, *, see
     row = CORRUPTIONS[name]
     generator = np.random.default_rng([seed, CORRUPT, list(CORRUPTIONS).index(name), image])
     changed = row.apply(pixels.astype(np.float64) / 255, row.levels[severity - 1], generator)
-    return np.rint(255 * changed.clip(0, 1)).astype(np.uint8)
+    rounded: UInt8[np.ndarray, "H W C"] = np.rint(255 * changed.clip(0, 1)).astype(np.uint8)
+    return rounded
 
 
 def add_gaussian_noise(picture: Picture, level: float, generator: np.random.Generator) -> Picture:

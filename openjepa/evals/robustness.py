@@ -141,5 +141,6 @@ def load_views(
 ) -> tuple[tuple[UInt8[np.ndarray, "N C H W"], Labels], list[tuple[str, str]]]:
     """Evaluation views of at most MOST_IMAGES images with their numbers, and what could not be read."""
     batches = list(evaluation_batches(source, size, indices=spread(len(source), MOST_IMAGES)))
-    views, image_idx = (torch.cat([batch[place] for batch in batches]).numpy() for place in (0, 1))
+    views = torch.cat([batch[0] for batch in batches]).numpy()
+    image_idx = torch.cat([batch[1] for batch in batches]).numpy()
     return (views, image_idx), [pair for batch in batches for pair in batch[2]]

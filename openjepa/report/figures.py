@@ -233,8 +233,8 @@ def draw_curves(curves: Curves, name: str) -> Chart:
     for place, (encoder, label, points) in enumerate(curves.lines):
         number = CURVE_COLOURS.get(encoder, place % len(svg.LINES) + 1)
         counts = [point.labels for point in points]
-        axes.fill_between(counts, *([100 * end for end in ends] for ends in ([p.low for p in points], [p.high for p in points])),
-                          color=svg.LINES[number - 1], alpha=0.15, linewidth=0)  # fmt: skip
+        low, high = [100 * point.low for point in points], [100 * point.high for point in points]
+        axes.fill_between(counts, low, high, color=svg.LINES[number - 1], alpha=0.15, linewidth=0)
         axes.plot(counts, [100 * point.mean for point in points], "o-", color=svg.LINES[number - 1], linewidth=1.5, markersize=4)
         key.append((f"line-{number}", label[:MAX_LABEL]))
     if curves.target is not None:

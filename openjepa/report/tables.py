@@ -160,8 +160,8 @@ def _curves(records: list[Row], encoders: list[str]) -> list[Curves]:
     targets: dict[tuple[Column, str], set[float]] = {}
     for record in records:
         curves = record.get("curves")
-        for method in curves if isinstance(curves, dict) else ():
-            points = _read_points(curves[method])
+        for method, read in curves.items() if isinstance(curves, dict) else ():
+            points = _read_points(read)
             if points:
                 place = _column_of(record), str(method)
                 found.setdefault(place, {}).setdefault(str(record["encoder"]), points)
