@@ -20,6 +20,7 @@ from openjepa.commands.auto import Choice, word_choices
 from openjepa.commands.evaluate import keep_record, make_record
 from openjepa.commands.pretrain import pretrain
 from openjepa.data.batch import MAIN
+from openjepa.data.reading import reading_of
 from openjepa.data.sources import ImageSource, open_labelled
 from openjepa.engine.checkpoint import load_checkpoint
 from openjepa.engine.precision import pick_device
@@ -74,9 +75,9 @@ def finetune(
     that shape. train, test: labelled data; few:10:0:DATA takes ten images of each class. recipe: auto, a shipped name or a YAML
     file; size of images and encoder are the spec's. Raises as pretrain does.
     """
-    console = console or Console(stderr=True, soft_wrap=True)
     start = find_start(str(spec))
-    source, held_out = (open_labelled(data, start.recipe.data.channels) for data in (train, test))
+    data = start.recipe.data
+    source, held_out = (open_labelled(named, data.channels, reading_of(data)) for named in (train, test))
     require_known_classes(source, held_out)
     if resume:
         verdict = pretrain(train, None, out, changes=changes, resume=True, console=console)

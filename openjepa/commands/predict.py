@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import torch
 from pyarrow import csv, parquet
 
+from openjepa.data.left_out import describe_left_out, describe_skipped
 from openjepa.data.sources import open_source
 from openjepa.engine.precision import pick_device
 from openjepa.evals.classifier import load_classifier
 from openjepa.evals.features import extract_features
 from openjepa.runs.atomic import whole
+from openjepa.runs.paths import user_path
+from openjepa.weights.load import load_reading
 
 SUFFIXES = (".csv", ".parquet")
 
 
-def predict(run: str | Path, images: str, out: str | Path, device: str = "auto") -> int:
+def predict(
+    run: str | Path,
+    images: str,
+    out: str | Path,
+    device: str = "auto",
+    note: Callable[[str], None] = lambda words: print(f"openjepa: {words}", file=sys.stderr),
+) -> int:
     """Write path, label (where images have one), predicted class and its probability; gives the number of rows.
 
+    note: is told what was passed over or could not be read, a line each.
     ValueError if the run holds no classifier, the images cannot be read, or the file's name ends in neither .csv nor .parquet.
     """
-    path = Path(out)
+    path = user_path(out)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: predictions are written as {' or '.join(SUFFIXES)}; end the name in one of them")
     classifier = load_classifier(run, device)
-    source = open_source(images, classifier.channels)
+    source = open_source(images, classifier.channels, load_reading(run))
     found = extract_features(classifier, source, device=pick_device(device), label="predict")
+    for line in (*describe_skipped(found.skipped, len(source)), *describe_left_out(source)):
+        note(line)
     best = torch.from_numpy(found.rows).softmax(1).max(1)
     columns = {"path": pa.array([source.path(number) for number in found.image_idx.tolist()], pa.string())}
     if found.labels is not None:

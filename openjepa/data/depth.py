@@ -21,7 +21,7 @@ from openjepa.data.decode import read_header, read_raster
 from openjepa.data.errors import DecodeError
 from openjepa.data.raster import COLOUR_BANDS
 from openjepa.data.reading import AS_STORED, Reading, reading_of
-from openjepa.data.sources import FolderSource, ImageSource, open_source, spread
+from openjepa.data.sources import FewSource, FolderSource, ImageSource, open_source, spread
 from openjepa.data.sources.packed import PackSource, read_packed_channels
 from openjepa.recipe.sections import Data
 
@@ -92,6 +92,9 @@ def measure_depth(source: FolderSource, reading: Reading) -> Depth | None:
 
 def settle(settings: Data, source: ImageSource) -> tuple[Data, ImageSource, list[str]]:
     """The settings with a white level in place of auto, the source that reads by it, and what there is to say: a line each."""
+    if isinstance(source, FewSource):
+        settings, whole, lines = settle(settings, source.whole)
+        return settings, replace(source, whole=whole), lines
     reading = reading_of(settings)
     if isinstance(source, PackSource) and source.reading != AS_STORED:
         reading = replace(source.reading, layout=reading.layout, pages=reading.pages)

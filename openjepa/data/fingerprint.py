@@ -12,7 +12,7 @@ import hashlib
 import os
 
 from openjepa.data.reading import AS_STORED
-from openjepa.data.sources import DecodeError, FolderSource, ImageSource, spread
+from openjepa.data.sources import DecodeError, FewSource, FolderSource, ImageSource, spread, whole_of
 from openjepa.runs.paths import user_path
 
 SAMPLED = 256  # images of which more than the name counts
@@ -43,26 +43,31 @@ def describe_difference(recorded: str, found: str) -> str:
 def stamp(source: ImageSource) -> str:
     """The fingerprint with the size and the time of last writing of every file, and labels, where the source has them."""
     found = hashlib.sha256(fingerprint(source).encode())
-    for path in source.files if isinstance(source, FolderSource) else []:
+    whole = whole_of(source)
+    for path in whole.files if isinstance(whole, FolderSource) else []:
         try:
             written = os.stat(path)
             found.update(f"{written.st_size} {written.st_mtime_ns}\n".encode())
         except OSError:
             found.update(b"gone\n")
-    if isinstance(source, FolderSource) and source.reading != AS_STORED:
-        found.update(repr(source.reading).encode())
+    if isinstance(whole, FolderSource) and whole.reading != AS_STORED:
+        found.update(repr(whole.reading).encode())
     if source.labels is not None:
         found.update(source.labels.tobytes() + "\0".join(source.classes).encode("utf-8", "backslashreplace"))
     return found.hexdigest()[:DIGITS]
 
 
 def _name(source: ImageSource, index: int) -> bytes:
+    if isinstance(source, FewSource):
+        return _name(source.whole, int(source.image_idx[index]))
     if isinstance(source, FolderSource):
         return os.fsencode(source.files[index].removeprefix(str(user_path(source.spec))))
     return source.path(index).removeprefix(source.spec).encode("utf-8", "surrogateescape")
 
 
 def _content(source: ImageSource, index: int) -> bytes:
+    if isinstance(source, FewSource):
+        return _content(source.whole, int(source.image_idx[index]))
     if not isinstance(source, FolderSource):
         try:
             return source.open(index).decode().tobytes()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from openjepa.data.identify import UNREAD_IMAGES
 from openjepa.data.skipped import one_line
-from openjepa.data.sources import FolderSource, ImageSource, printable
+from openjepa.data.sources import FolderSource, ImageSource, printable, whole_of
 from openjepa.runs.atomic import write_atomic
 
 MOST_KINDS = 6  # named in the line
@@ -21,6 +21,7 @@ _NAMES = {extension: name for name, extensions in UNREAD_IMAGES.items() for exte
 
 def describe_left_out(source: ImageSource) -> list[str]:
     """How many files of which kinds were passed over, kinds that may be missed first, and which folders."""
+    source = whole_of(source)
     if not isinstance(source, FolderSource):
         return []
     left_out = source.left_out
@@ -38,6 +39,7 @@ def describe_left_out(source: ImageSource) -> list[str]:
 
 def write_left_out(source: ImageSource, path: Path) -> None:
     """List the files that were passed over; no file where there are none."""
+    source = whole_of(source)
     if isinstance(source, FolderSource) and source.left_out:
         write_atomic(path, "".join(f"{one_line(printable(name))}\n" for name in source.left_out))
 

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from openjepa.data.batch import Batch, Views
 from openjepa.data.decode import DecodeError
-from openjepa.data.sources import ArraySource, ImageSource
+from openjepa.data.sources import ArraySource, ImageSource, whole_of
 from openjepa.data.views import View, ViewPlan, evaluation_view, training_views
 from openjepa.data.workers import stream_items
 from openjepa.masks import Masks, sample_masks
@@ -112,7 +112,9 @@ def evaluation_batches(
     """
     numbers = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
     parts = [numbers[first : first + batch_size] for first in range(0, len(numbers), batch_size)]
-    items = stream_items(_Parts(source, size, parts), range(len(parts)), 0 if isinstance(source, ArraySource) else workers)
+    items = stream_items(
+        _Parts(source, size, parts), range(len(parts)), 0 if isinstance(whole_of(source), ArraySource) else workers
+    )
     return _drop_empty(source, items)
 
 

@@ -52,7 +52,9 @@ class Attack:
         return os.system, ("touch was-run",)
 
 
-@pytest.mark.parametrize("value", [Attack(), np.array([1.0, 2.0]), np.dtype(object), Path("x")], ids=["code", "array", "dtype", "path"])
+@pytest.mark.parametrize(
+    "value", [Attack(), np.array([1.0, 2.0]), np.dtype(object), Path("x")], ids=["code", "array", "dtype", "path"]
+)
 def test_anything_else_is_named_and_refused(tmp_path: Path, value: object, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"loss": value}, "a.pth")

@@ -21,6 +21,7 @@ from openjepa.data.sources.contract import printable as printable
 from openjepa.data.sources.contract import spread as spread
 from openjepa.data.sources.few import FewSource as FewSource
 from openjepa.data.sources.few import open_few, split_few
+from openjepa.data.sources.few import whole_of as whole_of
 from openjepa.data.sources.folder import FolderSource as FolderSource
 from openjepa.data.sources.folder import open_folder
 from openjepa.data.sources.packed import is_pack, open_pack

@@ -57,6 +57,11 @@ class FewSource:
         return self.whole.path(int(self.image_idx[index]))
 
 
+def whole_of(source: ImageSource) -> ImageSource:
+    """The source that some images were drawn from; any other source itself."""
+    return source.whole if isinstance(source, FewSource) else source
+
+
 def split_few(spec: str, rest: str) -> tuple[int, int, str]:
     """Labels a class, number of the draw, and the whole source's spec. ValueError if the spec is anything else."""
     labels, _, after = rest.partition(":")
