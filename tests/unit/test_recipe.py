@@ -234,7 +234,8 @@ def test_every_key_is_read_in_a_run_of_two_steps(
     masked = {"method.regularizer": TERM, "views.main.mask": UNION} if method in ("ijepa", "mae") else {}
     recipe = with_changes(small_recipe(method), masked | {
         "data.image_size": 16, "model.width": 16, "train.length": "2steps", "train.device": "cpu", "train.precision": "fp32",
-        **{f"views.{group}.colour": 1.0 for group in methods.SECTIONS[method].VIEWS}, "health.num_images": 8,
+        **{f"views.{group}.{key}": 1 for group in methods.SECTIONS[method].VIEWS for key in ("colour", "rand_augment")},
+        "health.num_images": 8,
         "health.probe": {"train": str(photos), "test": str(photos)},
     })  # fmt: skip
     with record_reads(monkeypatch) as read:
@@ -651,12 +652,13 @@ TODAY: dict[str, Any] = yaml.safe_load("""
   name: custom
   description: ''
   version: 3
-  data: {image_size: 224, channels: 3, batch_size: 256, workers: 2, normalization: imagenet}
+  data: {image_size: 224, channels: 3, batch_size: 256, workers: 2, normalization: imagenet, white_level: auto,
+         black_level: 0.0, nodata: null, layout: channels_last, pages: first}
   views:
     main: {count: 1, size: null, crop_scale: [0.3, 1.0], flip: 0.5, colour: 0.0, jitter: [0.4, 0.4, 0.4, 0.1], grey: 0.0,
-           blur: 0.0, solarize: 0.0,
+           blur: 0.0, solarize: 0.0, rand_augment: 0, rand_magnitude: 9.0,
            mask: {sampler: multiblock, num_contexts: 1, context_scale: [0.85, 1.0], context_aspect: [1.0, 1.0],
-           num_targets: 4, target_scale: [0.15, 0.2], target_aspect: [0.75, 1.5], fidelity: unbiased}}
+           num_targets: 4, target_scale: [0.15, 0.2], target_aspect: [0.75, 1.5], fidelity: unbiased, per_view: 1}}
   model: {encoder: base, width: null, depth: null, heads: null, patch_size: 16}
   method: {name: ijepa, predictor: {width: 384, depth: 6, heads: 12, positions: own}, predict: joint, loss: mse,
            regularizer: null, target_input: image, target_norm: layer, pool_targets: false,
