@@ -378,11 +378,12 @@ def pack(
     """
     from openjepa.data.depth import settle
     from openjepa.data.left_out import describe_left_out, write_left_out
-    from openjepa.data.pack import write_pack
+    from openjepa.data.pack import require_new, write_pack
     from openjepa.data.reading import reading_of
     from openjepa.data.sources import open_source
     from openjepa.runs.machine import count_cores
 
+    require_new(out)
     told = {"channels": channels, "white_level": white_level, "layout": layout, "pages": pages}
     settings = sections.Data.model_validate(told)
     _, source, lines = settle(settings, open_source(images, channels, reading_of(settings)))

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from openjepa.commands.evaluate import evaluate_many
 from openjepa.commands.pretrain import pretrain
+from openjepa.data.reading import keep_levels
 from openjepa.data.sources import canonical_spec, open_labelled
 from openjepa.evals.encoders import Candidate
 from openjepa.recipe.check import build_recipe
@@ -119,8 +120,9 @@ def run_job(job: Job) -> RunResult:
     if done.is_file():
         found, recorded = read_json(done), folder.read_run()
         recipe = build_recipe(recorded["recipe"], where=str(folder.run_json))
+        asked = job.recipe.model_copy(update={"data": keep_levels(job.recipe.data, recipe.data)})
         specs = [canonical_spec(str(spec)) for spec in (recorded["data"], found.get("labels"), found.get("test"))]
-        if recipe != job.recipe or specs != [canonical_spec(spec) for spec in (job.train, job.labels, job.test)]:
+        if recipe != asked or specs != [canonical_spec(spec) for spec in (job.train, job.labels, job.test)]:
             raise ValueError(f"{job.folder} holds a run of other settings; choose another folder")
         return RunResult(**found["outcome"])
     torch.set_num_threads(job.threads)

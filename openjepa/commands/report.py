@@ -94,8 +94,9 @@ def _draw(folder: RunFolder, facts: Row, device: str) -> Pictures | None:
 
 def _tell_apart(facts: Row, pool: ImageSource) -> str:
     """How the images that are there now differ from those that the run was trained on; empty where they are the same."""
-    if facts["num_images"] != len(pool):
-        return f"of {len(pool):,} images, not {facts['num_images']:,}"
+    recorded = facts.get("num_images", len(pool))
+    if recorded != len(pool):
+        return f"of {len(pool):,} images, not {recorded:,}"
     return describe_difference(facts["fingerprint"], fingerprint(pool)) if "fingerprint" in facts else ""
 
 

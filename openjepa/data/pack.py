@@ -47,14 +47,19 @@ class Packed:
     num_skipped: int
 
 
+def require_new(out: Path) -> None:
+    """ValueError if there is something at the place of a new pack."""
+    if out.exists():
+        raise ValueError(f"{out} exists already; choose another folder, or remove it first")
+
+
 def write_pack(source: ImageSource, out: Path, size_px: int, workers: int = 0) -> Packed:
     """Pack all readable images of a source into the new folder `out`.
 
     Sides are in proportion, and images whose shorter side has at most size_px pixels stay as they are. Raises ValueError if
     `out` exists, another process is packing there, the disk has too little room, or no image can be read.
     """
-    if out.exists():
-        raise ValueError(f"{out} exists already; choose another folder, or remove it first")
+    require_new(out)
     if size_px < 1:
         raise ValueError(f"size must be at least 1 pixel, not {size_px}")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,14 @@ class Reading:
 AS_STORED = Reading()
 
 
+def keep_levels(asked: Data, recorded: Data) -> Data:
+    """The settings with the levels that were measured for an earlier run, where they leave the white level to be measured."""
+    if asked.white_level != "auto":
+        return asked
+    white = None if recorded.white_level == "auto" else recorded.white_level
+    return asked.model_copy(update={"white_level": white, "black_level": recorded.black_level, "nodata": recorded.nodata})
+
+
 def reading_of(settings: Data) -> Reading:
     """What a recipe says. A white level that is still to be measured (data/depth.py) counts as none."""
     white = None if settings.white_level == "auto" else settings.white_level

@@ -23,7 +23,8 @@ def sample_inverse_block(generator: np.random.Generator, grid: Grid, batch: int,
     if fewest < 1 or most >= num_patches:
         raise ValueError(
             f"a grid of {grid[0]} x {grid[1]} patches: views.main.mask.target_scale {settings.target_scale[0]:g} to "
-            f"{settings.target_scale[1]:g} hides {fewest} to {most} of {num_patches} patches; leave one hidden and one visible"
+            f"{settings.target_scale[1]:g} hides {fewest} to {most} of {num_patches} patches; use a larger or smaller "
+            "share, so that one is hidden and one visible"
         )
     shapes = draw_shapes(generator, (batch, settings.num_contexts), grid, settings.context_scale, settings.context_aspect)
     blocks = place(generator, *shapes, grid).fill_union(grid).reshape(batch, num_patches)

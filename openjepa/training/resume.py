@@ -13,12 +13,14 @@ from openjepa.recipe.sections import Recipe
 
 IGNORED = frozenset({"name", "description", "version"})
 _SHAPE = "the weights were made for the recorded value"
+_READ = "the weights were trained on images read the recorded way"
 _DRAWN = "it decides the first weights, which were drawn long ago"
 _PREDICTS = "the predictor was trained to predict something else"
 REFUSED = {
     "data.image_size": _SHAPE,
     "data.channels": _SHAPE,
     "data.normalization": "the weights were trained on images normalised the recorded way",
+    **dict.fromkeys(("data.white_level", "data.black_level", "data.nodata", "data.layout", "data.pages"), _READ),
     "model": _SHAPE,
     "train.seed": _DRAWN,
     "method.name": "the weights were trained for another task",

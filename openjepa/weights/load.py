@@ -72,7 +72,7 @@ class TrainedMethod(NamedTuple):
     recipe: Recipe
     mean: list[float]
     std: list[float]
-    classes: list[str] | None
+    classes: list[str] | None = None
 
 
 def load_method(checkpoint: Path) -> TrainedMethod:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from tests.cli.console import openjepa
 
 STEPS = 120  # 96 images in batches of 16: an epoch is 6 steps
-KILLS = 10  # at moments drawn with a fixed seed; each costs a start
+KILLS = 4  # at moments drawn with a fixed seed; each costs a start. benchmarks/chaos.py does twenty
 
 
 def command(data: Path, run: Path, *more: str) -> list[str]:
@@ -110,7 +110,7 @@ def test_kills_change_nothing(data: Path, unbroken: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["mae", "simclr", "supervised", "dino"])
+@pytest.mark.parametrize("method", ["simclr", "dino"])  # MAE: tests/cli/test_mae.py; a classifier: test_finetune.py
 def test_other_methods_resume_bit_equal_and_go_through_every_command(tmp_path: Path, method: str):
     """Their recipes, made small, on labelled images; killed once, the report then shows what the method has."""
     flags = [
@@ -140,21 +140,6 @@ def test_other_methods_resume_bit_equal_and_go_through_every_command(tmp_path: P
     assert method == "dino" or "momentum" not in page.partition('id="facts"')[0]
     openjepa("evaluate", broken, "--task", "knn", "--train", "sample:test", "--test", "sample:test")
     openjepa("embed", broken, "sample:test", "--out", tmp_path / "features.parquet")
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_exits_cleanly(data: Path, unbroken: Path, tmp_path: Path, number: signal.Signals):
-    run = tmp_path / "run"
-    process = subprocess.Popen(command(data, run), env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while steps_logged(run) < 7 and process.poll() is None:
-        time.sleep(0.002)
-    os.killpg(process.pid, number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, errors
-    assert "Traceback" not in errors
-    assert "--resume" in errors
-    subprocess.run(command(data, run, "--resume"), check=True, env=environment(), capture_output=True)
-    assert_same(run, unbroken)
 
 
 def test_a_changed_recipe_is_named_and_stops(data: Path, unbroken: Path):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 from PIL import Image
 
 from openjepa.commands.health import replay_verdicts
+from tests.cli.console import openjepa
 
 FLAGS = (
     "--recipe", "demo", "train.length=2000steps", "--train.log-every-steps", "1",
@@ -129,12 +129,8 @@ def test_a_probe_added_later_compares_with_the_untrained_encoder(tmp_path: Path)
     for name in ("late", "early"):
         run = tmp_path / name
         first = [*flags, "train.length=30steps", *(probe if name == "early" else ())]
-        start(Path("sample:train"), run, flags=tuple(first)).communicate(timeout=300)
-        shutil.copytree(run, tmp_path / f"{name}-copy")
-        more = ("--resume", "--accept-changes", "train.length=60steps", *probe)
-        process = start(Path("sample:train"), run, *more, flags=())
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+        openjepa("pretrain", "sample:train", "--out", run, *first)
+        openjepa("pretrain", "sample:train", "--out", run, "--resume", "--accept-changes", "train.length=60steps", *probe)
         rows = [row for row in map(json.loads, (run / "metrics.jsonl").open()) if row["kind"] == "probe"]
         found.append(rows[-1])
     assert found[0]["knn_random_encoder"] == found[1]["knn_random_encoder"] != found[0]["knn"]

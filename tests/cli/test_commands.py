@@ -68,7 +68,7 @@ def test_evaluate_ends_in_json_and_leaves_a_record(photos: Path, run: Path):
 
 def test_every_task_on_features_leaves_a_record_that_the_report_shows(photos: Path, run: Path):
     for task in ("lowshot", "labels-needed", "retrieval", "robustness"):
-        for encoder in ("context", "pixels"):
+        for encoder in ("context", "pixels") if task == "lowshot" else ("context",):
             result = openjepa(
                 "evaluate", run, "--task", task, "--encoder", encoder, "--train", photos, "--test", photos,
                 *(("--accuracy", "0.9") if task == "labels-needed" else ()),
@@ -224,7 +224,7 @@ def test_help_does_not_wait_for_slow_imports():
         (("evaluate", "pixels:", "--task", "knn", *SAMPLE), ["pixels:28"]),
         (("evaluate", "hf:empty", "--task", "knn", *SAMPLE), ["empty", "config.json"]),
         (("evaluate", "pixels:8", "--task", "linear", "--layers", "2", *SAMPLE), ["--layers 1"]),
-        (("evaluate", "pixels:8", "--task", "knn", "--accuracy", "0.9", *SAMPLE), ["--accuracy", "labels-needed"]),
+        (("evaluate", "pixels:8", "--task", "knn", "--accuracy", "0.9", *SAMPLE), ["--accuracy", "knn"]),
         (("evaluate", "pixels:8", "--task", "labels-needed", "--accuracy", "90", *SAMPLE), ["--accuracy", "0.9", "90"]),
         (("report", "empty"), ["empty", "run.json"]),
         (("health", "empty"), ["empty", "run.json"]),

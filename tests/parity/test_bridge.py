@@ -50,7 +50,7 @@ SHAPE = {
     "method.predictor.width": 24, "method.predictor.depth": 2, "method.predictor.heads": 4,
 }  # fmt: skip
 HEADS = ("--heads", "4")
-HUGE_LAYERS = 4  # of the 32 of ViT-H/14; all of them went in and out within 16 GB on 2026-11-26, in five minutes
+HUGE_LAYERS = 2  # of the 32 of ViT-H/14; all of them went in and out within 16 GB on 2026-11-26, in five minutes
 RUNTIME_GB = 1.0  # what Python and PyTorch take
 PREDICTOR = {
     "input_proj": "predictor_embed", "blocks": "predictor_blocks", "norm": "predictor_norm", "output_proj": "predictor_proj",
@@ -486,7 +486,7 @@ def damage(content: Content, folder: Path) -> dict[str, tuple[Path, list[str]]]:
     plain = {name.removeprefix("module."): value.clone() for name, value in content["encoder"].items()}
     save_file(plain, folder / "cut.safetensors")
     (folder / "cut.safetensors").write_bytes((folder / "cut.safetensors").read_bytes()[:-100])
-    norm = "module.norm.weight"
+    norm, mask_token, nan = "module.norm.weight", "module.mask_token", torch.full((1, 1, 24), torch.nan)
     less = {name: value for name, value in content["encoder"].items() if "blocks.1.mlp" not in name}
     half = {name: value.half() for name, value in content["encoder"].items()}
     bert = folder / "bert"
@@ -501,13 +501,13 @@ def damage(content: Content, folder: Path) -> dict[str, tuple[Path, list[str]]]:
         "garbled": (folder / "bits.pth.tar", ["damaged"]),
         "no archive": (folder / "text.pth.tar", ["damaged"]),
         "truncated safetensors": (folder / "cut.safetensors", ["damaged"]),
-        "code": (save("code.pth.tar", content | {"opt": Code()}), ["Python code", "system"]),
-        "old code": (save_old(folder / "old.pth.tar", content | {"opt": Code()}), ["Python code", "system"]),
+        "code": (save("code.pth.tar", content | {"opt": Code()}), ["refused", "system"]),
+        "old code": (save_old(folder / "old.pth.tar", content | {"opt": Code()}), ["refused", "system"]),
         "pickled code": (folder / "pickle.pth.tar", ["may hold code", "nothing in it was run"]),
         "missing weights": (save("less.pth.tar", content | {"encoder": less}), ["4 missing", "0 unexpected", "blocks.1.mlp.fc1"]),
         "class token": (save("cls.pth.tar", changed("encoder", cls_token=torch.zeros(1, 1, 48))), ["1 unexpected", "cls_token"]),
         "another shape": (save("shape.pth.tar", changed("target_encoder", **{norm: torch.ones(7)})), ["1 of another", "(7,)"]),
-        "NaN": (save("nan.pth.tar", changed("predictor", mask_token=torch.full((1, 1, 24), torch.nan))), ["mask_token", "NaN"]),
+        "NaN": (save("nan.pth.tar", changed("predictor", **{mask_token: nan})), ["mask_token", "NaN"]),
         "infinity": (save("inf.pth.tar", changed("encoder", **{norm: torch.full((48,), torch.inf)})), ["norm.weight"]),
         "float16": (save("half.pth.tar", content | {"encoder": half}), ["float16", "--to-float32"]),
         "another model": (save("resnet.pth.tar", {"conv1.weight": torch.zeros(8, 3, 7, 7)}), ["neither", "conv1.weight"]),
@@ -613,7 +613,7 @@ def save_huge(path: str) -> None:
 
 @pytest.mark.slow
 def test_vit_huge_goes_in_and_out_within_16_gb(tmp_path: Path):
-    """An eighth of its layers in an eighth of what the runtime leaves of it: what is held grows with the weights."""
+    """A sixteenth of its layers in a sixteenth of what the runtime leaves of it: what is held grows with the weights."""
     most_gb = RUNTIME_GB + (16 - RUNTIME_GB) * HUGE_LAYERS / 32
     release = tmp_path / "huge.pth.tar"
     make = "import sys; from tests.parity.test_bridge import save_huge; save_huge(sys.argv[1])"  # its memory is not counted
@@ -628,9 +628,7 @@ def test_vit_huge_goes_in_and_out_within_16_gb(tmp_path: Path):
     commands = [("import", release, "--out", ours)]
     for form, name in (
         ("hf", "folder"),
-        ("timm", "timm.safetensors"),
-        ("onnx", "huge.onnx"),
-        ("safetensors", "plain.safetensors"),
+        ("onnx", "huge.onnx"),  # the two that hold most; all four were measured with all layers
     ):
         commands.append(("export", ours, "--encoder", "target", "--format", form, "--out", tmp_path / name))
     for command in commands:

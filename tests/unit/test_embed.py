@@ -1,5 +1,7 @@
 """The Parquet file: read back with pyarrow and pandas, written whole or not at all, in several row groups."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -33,7 +35,7 @@ def test_rows_are_path_label_and_features(tmp_path):
     about = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
     assert about["openjepa.encoder"] == "context"
     assert about["openjepa.run"] == "runs/first"
-    assert about["openjepa.data"] == "flat"
+    assert about["openjepa.data"] == os.path.abspath("flat")
     assert about["openjepa.version"] == openjepa.__version__
 
 

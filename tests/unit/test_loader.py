@@ -306,7 +306,7 @@ def test_closing_ends_the_workers_at_once():
 
 def test_workers_live_through_ctrl_c_and_a_groups_sigterm():
     batches = training_batches(Levels(), replace(SMALL, workers=2), start_step=0, total_steps=40)
-    steps = [next(batches).step]
+    steps = [next(batches).step, next(batches).step]  # one of each worker: both have started
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, signal.SIGINT)
         os.kill(worker.pid, signal.SIGTERM)
@@ -382,9 +382,7 @@ def test_skipped_files_are_listed_once_and_counted_on_after_a_resume(tmp_path):
     resumed = SkippedFiles(file, 100)
     resumed.add([pair(1), pair(4), pair(5)])
     assert len(file.read_text().splitlines()) == len(resumed.reasons) == 5
-    with pytest.raises(
-        ValueError, match=r"^6 of 100 image files \(6.0 %\) cannot be read, more than 5 %: .*remove or repair"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"^6 of 100 image files \(6.0 %\) cannot be read, more than 5 %: ") as caught:
         resumed.add([pair(6)])
     assert str(file) in str(caught.value) and "photos/1.jpg (image file is truncated)" in str(caught.value)
     assert len(file.read_text().splitlines()) == 6  # the list is complete when it stops

@@ -65,7 +65,7 @@ def test_find_room_against_a_plain_loop():
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_shapes_types_and_padding(name):
     masks = sample_masks(with_(BRIEF, sampler=name), (14, 14), 64, seed=0, step=3)
-    num_targets = {"multiblock": 2, "union": 2, "random": 1, "block": 1}[name]
+    num_targets = {"multiblock": 2, "union": 2, "random": 1, "block": 1, "inverse_block": 1}[name]
     assert masks.context_idx.shape == (64, int(masks.context_lengths.max()))
     assert masks.target_idx.shape == (64, num_targets, int(masks.target_lengths.max()))
     for tensor in (masks.context_idx, masks.context_lengths, masks.target_idx, masks.target_lengths):

@@ -60,9 +60,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     given: list[Any] = []
     build = summarize.build_report
 
-    def spy(folder: RunFolder, shown: Pictures | None, levels: Any) -> Path:
+    def spy(folder: RunFolder, shown: Pictures | None, levels: Any, out: Path | None) -> Path:
         given.append(shown)
-        return build(folder, shown, levels)
+        return build(folder, shown, levels, out)
 
     monkeypatch.setattr(summarize, "build_report", spy)
     return given

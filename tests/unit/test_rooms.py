@@ -11,7 +11,7 @@ from pathlib import Path
 import openjepa
 
 PACKAGE = Path(openjepa.__file__).parent
-TIMM_IS_IMPORTED_BY = {"nn/vit.py", "weights/timm.py"}
+TIMM_IS_IMPORTED_BY = {"data/rand_augment.py", "nn/vit.py", "weights/timm.py"}
 PLANTED = {  # module: an import that points up or sideways
     "runs/stop.py": "from openjepa.training.session import Session",
     "recipe/edit.py": "from openjepa.masks import Masks",

@@ -176,7 +176,7 @@ def test_mistakes_are_one_line(scenes, tmp_path):
 
     assert_refused(refused("--layers", "4"), "drop --layers 4")
     assert_refused(refused("--ignore-zero"), "drop --ignore-zero")
-    assert_refused(refused("--ignore-zero", task="knn"), "drop --train-annotations")
+    assert_refused(refused("--ignore-zero", task="knn"), "task knn does not read --ignore-zero")
     assert_refused(refused("--train-annotations", tmp_path / "none.json"), "none.json")
     assert_refused(refused(train="sample:train"), "sample:train")
     elsewhere = write_colours(tmp_path, "validation", 2, 1)

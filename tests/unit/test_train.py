@@ -231,16 +231,13 @@ def test_compiled_layers_are_the_plain_ones(monkeypatch):
     for precision, tolerance in (("fp32", 1e-5), ("bf16", 3e-2)):
         plain, compiled = make(precision), make(precision, compile=True, activation_checkpointing="selective")
         assert plain.method.state_dict().keys() == compiled.method.state_dict().keys()
-        for step in range(2):
-            batch = make_batch(step)
-            (metrics, expected), (compiled_metrics, ours) = gradients(plain, batch), gradients(compiled, batch)
-            masks = compiled.place(batch).views["main"].masks
-            assert masks.context_idx.shape[1] % 16 == masks.target_idx.shape[2] % 16 == 0
-            torch.testing.assert_close(metrics["loss"], compiled_metrics["loss"], rtol=tolerance, atol=0)
-            for first, second in zip(expected, ours, strict=True):
-                assert float((first - second).norm() / first.norm()) < tolerance
-            for trainer in (plain, compiled):
-                trainer.optimizer.zero_grad()
+        batch = make_batch(0)
+        (metrics, expected), (compiled_metrics, ours) = gradients(plain, batch), gradients(compiled, batch)
+        masks = compiled.place(batch).views["main"].masks
+        assert masks.context_idx.shape[1] % 16 == masks.target_idx.shape[2] % 16 == 0
+        torch.testing.assert_close(metrics["loss"], compiled_metrics["loss"], rtol=tolerance, atol=0)
+        for first, second in zip(expected, ours, strict=True):
+            assert float((first - second).norm() / first.norm()) < tolerance
 
 
 def test_a_run_goes_on_with_compiled_layers(monkeypatch, tmp_path):
