@@ -110,7 +110,7 @@ def test_kills_change_nothing(data: Path, unbroken: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["simclr", "dino"])  # MAE: tests/cli/test_mae.py; a classifier: test_finetune.py
+@pytest.mark.parametrize("method", ["simclr"])  # others: test_resume.py, test_mae.py, test_finetune.py
 def test_other_methods_resume_bit_equal_and_go_through_every_command(tmp_path: Path, method: str):
     """Their recipes, made small, on labelled images; killed once, the report then shows what the method has."""
     flags = [

@@ -56,7 +56,7 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])  # benchmarks/chaos.py sends seven
 def test_a_signal_saves_the_step_and_the_run_goes_on(data: Path, tmp_path: Path, number: signal.Signals):
     run = tmp_path / "run"
     process = start(data, run)
@@ -124,7 +124,7 @@ def test_the_verb_and_the_file_agree_on_images_that_allow_nothing(data: Path, tm
 def test_a_probe_added_later_compares_with_the_untrained_encoder(tmp_path: Path):
     """Version 0.1 took the trained encoder of the resume for the untrained one."""
     flags = [*FLAGS, "--data.image-size", "28", "--health.probe-every-steps", "30", "--optim.warmup-frac", "0"]
-    probe = ("health.probe.train=sample:test", "health.probe.test=sample:test")
+    probe = ("health.probe.train=few:20:0:sample:test", "health.probe.test=few:20:1:sample:test")
     found = []
     for name in ("late", "early"):
         run = tmp_path / name

@@ -40,5 +40,5 @@ def test_shares_are_drawn_for_each_image_in_their_range():
 
 @pytest.mark.parametrize("share", [0.001, 1.0])
 def test_nothing_hidden_or_nothing_visible_is_refused(share):
-    with pytest.raises(ValueError, match="leave one hidden and one visible"):
+    with pytest.raises(ValueError, match="target_scale"):
         draw(SETTINGS.model_copy(update={"target_scale": (share, share)}))
