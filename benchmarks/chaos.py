@@ -89,7 +89,7 @@ class Run:
         return status
 
     def wait_for(self, steps: int) -> None:
-        """Wait until it has done so many steps since it started."""
+        """Wait until it has done `steps` steps since it started."""
         deadline, least = time.monotonic() + PATIENCE_S, None
         while self.poll() is None and time.monotonic() < deadline:
             now = count_steps(self.folder)

@@ -103,7 +103,7 @@ def make_evaluate() -> Callable[..., None]:
             layers: How many last layers of the encoder pooled features are of; the paper takes 1 or 4.
             train_annotations: Of segmentation: a COCO file, or a folder of label maps, where none lies beside the images.
             test_annotations: The same, of the test images.
-            ignore_zero: Of segmentation: 0 in label maps is no class, as ADE20K's; else it is the background. 255 never is one.
+            ignore_zero: Of segmentation: ignore 0 in label maps (ADE20K), else the background; 255 is always ignored.
             pictures: Of segmentation: a folder for pictures of test images, each beside its truth and its prediction.
             accuracy: What labels-needed asks for, as in 0.9; 95 % of what all labels give if not given.
             seed: Of what a task draws: held-out images, first weights, labelled images, noise.
@@ -593,7 +593,7 @@ def _leave(status: int) -> NoReturn:
     """Exit where nobody reads any longer: Python would complain when it empties what is left to write."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # ValueError: of a stream that is no file
+        with suppress(OSError, ValueError):  # ValueError: the stream has no file
             os.dup2(nowhere, stream.fileno())
     sys.exit(status)
 

@@ -49,7 +49,7 @@ def list_thresholds(run: Row, health_rows: Sequence[Row]) -> dict[str, float]:
     }
     facts = RunFacts.read(run)
     ranks = [row["effective_rank_pooled"] for row in health_rows if "effective_rank_pooled" in row]
-    if not ranks:
+    if not ranks or facts.num_classes is not None:  # a classifier is not judged by its rank
         return levels
     first = ranks[0] if facts.untrained_rank is None else facts.untrained_rank
     return levels | {"effective_rank_pooled": find_healthy_rank(first, facts.rank_limit)}

@@ -136,7 +136,7 @@ def open_coco(
     """
     path = find_annotations(spec) if file is None else user_path(file)
     if not user_path(spec).is_dir():
-        raise ValueError(f"{spec} is no folder of images; the annotations in {path} are of files")
+        raise ValueError(f"{spec} is not a folder of images; the annotations in {path} name files")
     return _Reader(spec, path, need_masks).read(channels, reading)
 
 
@@ -194,7 +194,7 @@ class _Reader:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.name} is not JSON: {error}") from None
         if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in LISTS):
-            raise ValueError(f"{self.name} is no COCO annotation file: it needs the lists {', '.join(LISTS)}")
+            raise ValueError(f"{self.name} is not a COCO annotation file: it needs the lists {', '.join(LISTS)}")
         images, annotations, categories = ([row for row in content[key] if isinstance(row, dict)] for key in LISTS)
         return images, annotations, categories
 

@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes, where it is no image that we read: the reason a user is given, and what to do.
+"""What a file is, by its first bytes, where we cannot read it as an image: the reason a user is given, and what to do.
 
 Nothing here decodes anything. Signatures are those of the formats' own specifications; what no row knows is called by
 the text or the bytes that it begins with.

@@ -37,7 +37,7 @@ BACKGROUND = "background"
 class MappedSource(FolderSource):
     """Image files with a label map each. An image has no single class: labels is None.
 
-    background: which of map_classes is no object; None where every pixel has a class of its own.
+    background: which of map_classes means no object; None where every pixel has a class of its own.
     """
 
     map_classes: list[str]
@@ -55,7 +55,7 @@ def open_mapped(
 ) -> MappedSource:
     """Images with label maps: from a folder of maps or a COCO file, named or found beside the images.
 
-    ignore_zero: 0 in a folder's maps is no class. reading: of the images' samples. ValueError, one line, for layouts that are
+    ignore_zero: 0 in a folder's maps is ignored. reading: of the images' samples. ValueError, one line, for layouts that are
     neither and maps that do not fit.
     """
     folders = find_map_folders(spec) if annotations is None else (spec, annotations) if Path(annotations).is_dir() else None
@@ -144,7 +144,7 @@ def paint(objects: Objects) -> LabelMap:
 
 
 def read_values(path: str) -> Integer[np.ndarray, "height width"]:
-    """The 8-bit values of a map's file. DecodeError if it is no such file."""
+    """The 8-bit values of a map's file. DecodeError for any other file."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             mode, values = image.mode, np.asarray(image)

@@ -1,4 +1,4 @@
-"""Files that are no part of what is learnt: those of kinds that are not read, and those that could not be: counted, and listed.
+"""Files that are not trained on: those of kinds that are not read, and those that could not be: counted, and listed.
 
 One line on the screen for each, and a list beside the output: paths one a line, of unreadable ones with a tab and the reason.
 """

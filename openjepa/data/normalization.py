@@ -36,7 +36,7 @@ def measure_normalization(source: ImageSource, num_images: int) -> tuple[list[fl
     """Mean and standard deviation of each channel in [0, 1] units, over images spread evenly through the source.
 
     Every image weighs the same, whatever its size; large ones are read with a stride. The standard
-    deviation is at least LOWEST_STD. Unreadable images are left out; DecodeError if there is no other.
+    deviation is at least LOWEST_STD. Unreadable images are left out; DecodeError if none can be read.
     """
     means, squares = [], []
     for index in np.linspace(0, len(source) - 1, min(num_images, len(source))).round().astype(int):

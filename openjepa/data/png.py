@@ -26,7 +26,7 @@ ANCILLARY_BIT = 0x20  # of a chunk name's first letter (section 3.3)
 
 
 def without_damage(data: bytes) -> bytes | None:
-    """The file without the chunks that its pixels do not need; None if it is no PNG or has none of them."""
+    """The file without the chunks that its pixels do not need; None for another file, or one without such chunks."""
     if not data.startswith(SIGNATURE):
         return None
     kept, place = [SIGNATURE], len(SIGNATURE)

@@ -62,7 +62,7 @@ class Raster:
 
 
 def render(path: str, raster: Raster, channels: int, reading: Reading) -> Pixels:
-    """The pixels with so many channels. DecodeError if the bands cannot be shown so."""
+    """The pixels with `channels` channels. DecodeError if the bands cannot be shown so."""
     num_bands, num_colours = raster.samples.shape[2], COLOUR_BANDS.get(raster.colour, 0)
     missing = raster.find_missing(reading)
     shows_colours = raster.alpha != "none" or num_bands == num_colours or num_bands != channels

@@ -55,7 +55,7 @@ def decompress_counts(text: str) -> list[int]:
     for letter in text:
         digit = ord(letter) - 48
         if not 0 <= digit < 64 or shift > 60:
-            raise ValueError(f"{letter!r} is no digit of compressed run lengths")
+            raise ValueError(f"{letter!r} is not a digit of compressed run lengths")
         value |= (digit & 31) << shift
         shift += 5
         if not digit & 32:

@@ -204,7 +204,7 @@ def _add_codecs(tifffile: Any) -> None:
 
 
 def _unpack(data: bytes, num_bytes: int, compression: int) -> bytes:
-    """A compressed strip of so many bytes: as the only row of an 8-bit grey picture, which libtiff unpacks."""
+    """A compressed strip of `num_bytes` bytes unpacked: as the only row of an 8-bit grey picture, which libtiff unpacks."""
     tags = [(256, num_bytes), (257, 1), (258, 8), (259, compression), (262, 1), (273, 122), (277, 1), (278, 1), (279, len(data))]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     header = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)

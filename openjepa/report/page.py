@@ -41,10 +41,11 @@ def build_report(
     shown, thresholds = shown or Pictures(), thresholds or {}
     train_rows, health_rows = run.read_metrics("train"), run.read_metrics("health")
     records, unreadable = read_records(run)
-    probe_tables = tables.tabulate_probes([record for _, record in records])
     verdict, verdict_problem = _read_verdict(run)
     skipped = read_skipped(run)
     recipe, recipe_problem = _read_recipe(facts)
+    has_target = recipe is None or hasattr(recipe.method, "momentum")
+    probe_tables = tables.tabulate_probes([record for _, record in records], has_target)
     hides = recipe is None or recipe.mask is not None
     sheet, mask_problem = _draw_masks(recipe) if hides and recipe else (None, recipe_problem)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

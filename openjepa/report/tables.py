@@ -122,13 +122,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def tabulate_probes(records: Sequence[Row]) -> list[ProbeTable]:
-    """One table for each training and test data, in order of first appearance."""
+def tabulate_probes(records: Sequence[Row], has_target: bool = True) -> list[ProbeTable]:
+    """One table for each training and test data, in order of first appearance. has_target: of the run's method."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for record in records:
         train, test = (str(record.get(f"{part}_path", _name_data(record, part))) for part in ("train", "test"))
         groups.setdefault((train, test), []).append(record)
-    return [_tabulate(_name_data(group[0], "train"), _name_data(group[0], "test"), group) for group in groups.values()]
+    expected = [encoder for encoder in ENCODERS if has_target or encoder != "target"]
+    return [_tabulate(_name_data(group[0], "train"), _name_data(group[0], "test"), group, expected) for group in groups.values()]
 
 
 def _name_data(record: Row, part: str) -> str:
@@ -136,13 +137,13 @@ def _name_data(record: Row, part: str) -> str:
     return str(record.get(part, "not recorded"))
 
 
-def _tabulate(train: str, test: str, records: list[Row]) -> ProbeTable:
+def _tabulate(train: str, test: str, records: list[Row], expected: list[str]) -> ProbeTable:
     tasks = list(TITLES)
     found = sorted(
         {_column_of(record) for record in records} | set(ALWAYS),
         key=lambda column: (tasks.index(column[0]) if column[0] in tasks else len(tasks), column),
     )
-    encoders = list(dict.fromkeys([*ENCODERS, *(str(record["encoder"]) for record in records)]))
+    encoders = list(dict.fromkeys([*expected, *(str(record["encoder"]) for record in records)]))
     rows = []
     for encoder in encoders:
         cells = [

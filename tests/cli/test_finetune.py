@@ -81,6 +81,7 @@ def test_report_evaluate_embed_export_and_predict_take_it(photos: Path, tuned: P
     openjepa("report", tuned)
     page = (tuned / "report.html").read_text()
     assert "Fine-tuned" in page and "100.0 %" in page and "<b>dark" not in page
+    assert "Target encoder" not in page and "healthy from" not in page, "a classifier has neither"
     evaluated = openjepa("evaluate", tuned, "--task", "linear", "--train", photos / "train", "--test", photos / "test")
     assert json.loads(evaluated.stdout.splitlines()[-1])["encoder"] == "context"
     openjepa("embed", tuned, photos / "test", "--out", tmp_path / "features.parquet")

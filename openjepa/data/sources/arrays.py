@@ -48,7 +48,7 @@ class ArraySource:
         return pixels
 
     def path(self, index: int) -> str:
-        """The spec and the number: these images are no files."""
+        """The spec and the number: these images have no file."""
         return f"{self.spec}[{index}]"
 
 
