@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from openjepa.evals import TASKS, draws, labels_needed, lowshot
+from openjepa.evals import TASKS, attentive, draws, labels_needed, lowshot
 from openjepa.evals.features import Features
 from openjepa.evals.outcome import Outcome
 from openjepa.evals.task import FeatureTask
@@ -23,7 +23,9 @@ every_share = pytest.mark.parametrize("task", [task for task in FEATURE_TASKS if
 
 @pytest.fixture(autouse=True)
 def few_fits(monkeypatch):
-    """Tasks that fit a classifier for each of many draws and counts fit a few here."""
+    """Tasks that fit a classifier for each of many draws, counts and settings fit a few here."""
+    monkeypatch.setattr(attentive, "RATES", (1e-2, 3e-2))
+    monkeypatch.setattr(attentive, "MIN_STEPS", 40)
     monkeypatch.setattr(draws, "DRAWS", 2)
     monkeypatch.setattr(lowshot, "COUNTS", (1, 5))
     monkeypatch.setattr(labels_needed, "list_counts", lambda most: sorted({1, most}))

@@ -282,7 +282,7 @@ BOUND = {"data.image_size", "data.batch_size", "train.accumulation_steps", "trai
          "views.main.mask.fidelity", "views.main.mask.per_view",
          *(f"views.{group}.{key}" for section in methods.SECTIONS.values() for group in section.VIEWS
            for key in ("count", "size", "mask", "rand_augment")),
-         "optim.lr", "optim.start_lr", "optim.final_lr", "optim.betas"}  # fmt: skip
+         "optim.lr", "optim.start_lr", "optim.final_lr", "optim.betas", "data.white_level", "data.black_level"}  # fmt: skip
 BOUND |= {f"model.{key}" for key in sections.Model.model_fields}
 OPTIONAL = {"method.regularizer": methods.Regularizer, "health.probe": sections.Probe}  # groups that may be null
 
@@ -608,6 +608,7 @@ def test_files_that_are_not_text(tmp_path: Path) -> None:
         ({"optim.betas": [1.0, 0.999]}, "optim.betas"),
         ({"optim.betas": [0.9, -0.1]}, "optim.betas"),
         ({"optim.warmup_frac": 1.5}, "optim.warmup_frac = 1.5"),
+        ({"data.white_level": 0.5, "data.black_level": 0.5}, "white_level 0.5 must be above black_level 0.5"),
         ({"optim.lr": 1e-4, "optim.final_lr": 1e-3}, "optim.final_lr 0.001 is above lr 0.0001"),
         ({"optim.lr": 1e-4, "optim.start_lr": 2e-4}, "optim.start_lr 0.0002 is above lr 0.0001"),
         ({"method.momentum": {"start": 0.996, "end": 0.99}}, "method.momentum.end 0.99 is below start 0.996"),
