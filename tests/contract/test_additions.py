@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,49 +96,54 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "openjepa.cli", *arguments]
-    return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+TOY = ("pretrain", "sample:train", "--recipe", "demo", "method.name=brightness", "train.length=6steps", "data.batch_size=16",
+       "data.workers=0", "health.num_images=32")  # fmt: skip
+LEVELS = ("--train", "levels:90", "--test", "levels:12")
+COMMANDS = {
+    "masks": ("masks", "--recipe", "mine.yaml", "--out", "masks.png", "--batch-size", "8"),
+    "another's key": (*TOY, "method.momentum.start=0.9"),
+    "trained": (*TOY, "method.weight=3", "--out", "toy"),
+    "resumed": ("pretrain", "sample:train", "--out", "toy", "--resume", "--accept-changes", "train.length=8steps"),
+    "measured": ("evaluate", "toy", "--encoder", "pixels", "--task", "commonest", *LEVELS, "--json"),
+    "reported": ("report", "toy"),
+    "keys": ("keys", "method"),
+    "no source": ("evaluate", "pixels:8", "--task", "knn", "--train", "nowhere", "--test", "levels:12"),
+}  # fmt: skip
+PROGRAM = """
+import json, sys
+from tests.cli.console import openjepa
+print(json.dumps({name: vars(openjepa(*words, check=False)) for name, words in json.loads(sys.argv[1]).items()}))
+"""
 
 
-def test_a_mask_of_its_own_is_drawn(copy: Path) -> None:
+@pytest.fixture(scope="module")
+def done(copy: Path) -> dict[str, dict[str, Any]]:
+    """What each command of the changed copy gave, in one process: each of its own would import PyTorch."""
     (copy / "mine.yaml").write_text("extends: demo\nviews: {main: {mask: {sampler: stripes}}}\n")
-    drawn = run(copy, "masks", "--recipe", "mine.yaml", "--out", "masks.png", "--batch-size", "8")
-    assert drawn.returncode == 0, drawn.stderr
-    assert "context 51.0 %, targets 49.0 %" in drawn.stdout  # 25 and 24 of 49 patches
+    paths = os.pathsep.join([str(copy), str(Path(__file__).parents[2])])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PROGRAM, json.dumps(COMMANDS)]
+    return json.loads(subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=True).stdout)
+
+
+def test_a_mask_of_its_own_is_drawn(copy: Path, done: dict[str, dict[str, Any]]) -> None:
+    assert done["masks"]["returncode"] == 0, done["masks"]
+    assert "context 51.0 %, targets 49.0 %" in done["masks"]["stdout"]  # 25 and 24 of 49 patches
     assert (copy / "masks.png").stat().st_size > 1000
 
 
-@pytest.mark.slow
-def test_a_method_of_its_own_trains_resumes_and_is_reported(copy: Path) -> None:
+def test_a_method_of_its_own_trains_resumes_and_is_reported(copy: Path, done: dict[str, dict[str, Any]]) -> None:
     """Its section's key acts, another method's is unknown, and the run goes through every command that a run goes through."""
-    base = ("pretrain", "sample:train", "--recipe", "demo", "method.name=brightness", "train.length=6steps", "data.batch_size=16")
-    refused = run(copy, *base, "method.momentum.start=0.9")
-    assert refused.returncode == 2 and "method.momentum" in refused.stderr
-    trained = run(copy, *base, "method.weight=3", "--out", "toy")
-    assert trained.returncode == 0, trained.stderr
-    again = run(copy, "pretrain", "sample:train", "--out", "toy", "--resume", "--accept-changes", "train.length=8steps")
-    assert again.returncode == 0, again.stderr
+    refused = done["another's key"]
+    assert refused["returncode"] == 2 and "method.momentum" in refused["stderr"]
+    for name in ("trained", "resumed", "reported"):
+        assert done[name]["returncode"] == 0, done[name]
     assert json.loads((copy / "toy" / "run.json").read_text())["recipe"]["method"] == {"name": "brightness", "weight": 3.0}
-    reported = run(copy, "report", "toy")
-    assert reported.returncode == 0, reported.stderr
-    assert "method.weight = 1.0" in run(copy, "keys", "method").stdout
+    assert "method.weight = 1.0" in done["keys"]["stdout"]
 
 
-def test_a_task_and_a_source_of_ones_own_are_measured_and_reported(copy: Path) -> None:
-    measured = run(copy, "evaluate", "pixels:8", "--task", "commonest", "--train", "levels:90", "--test", "levels:12", "--json")
-    assert measured.returncode == 0, measured.stderr
-    assert json.loads(measured.stdout)["accuracy"] == pytest.approx(8 / 12)
-    refused = run(copy, "evaluate", "pixels:8", "--task", "knn", "--train", "nowhere", "--test", "levels:12")
-    assert refused.returncode == 2 and "levels:NUMBER" in refused.stderr
-
-
-def test_the_report_names_its_column(copy: Path) -> None:
-    program = (
-        "from openjepa.report.tables import tabulate_probes; "
-        "print(tabulate_probes([{'encoder': 'context', 'task': 'commonest', 'accuracy': 0.5, 'main': 'accuracy'}])[0].columns)"
-    )
-    environment = os.environ | {"PYTHONPATH": str(copy)}
-    done = subprocess.run([sys.executable, "-c", program], cwd=copy, env=environment, capture_output=True, text=True, check=True)
-    assert "Commonest class" in done.stdout
+def test_a_task_and_a_source_of_ones_own_are_measured_and_reported(copy: Path, done: dict[str, dict[str, Any]]) -> None:
+    assert json.loads(done["measured"]["stdout"])["accuracy"] == pytest.approx(8 / 12)
+    refused = done["no source"]
+    assert refused["returncode"] == 2 and "levels:NUMBER" in refused["stderr"]
+    assert "Commonest class" in (copy / "toy" / "report.html").read_text()
