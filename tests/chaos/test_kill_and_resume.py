@@ -4,8 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.cli.console import openjepa
+from tests.zygote import start
 
 STEPS = 120  # 96 images in batches of 16: an epoch is 6 steps
 KILLS = 4  # at moments drawn with a fixed seed; each costs a start. benchmarks/chaos.py does twenty
@@ -20,17 +19,13 @@ KILLS = 4  # at moments drawn with a fixed seed; each costs a start. benchmarks/
 
 def command(data: Path, run: Path, *more: str) -> list[str]:
     return [
-        sys.executable, "-m", "openjepa.cli", "pretrain", str(data), "--recipe", "demo", "--out", str(run),
+        "pretrain", str(data), "--recipe", "demo", "--out", str(run),
         f"train.length={STEPS}steps", "train.log_every_steps=1", "data.batch_size=16", "data.workers=3", "data.image_size=16",
         "views.main.crop_scale=[0.3, 1.0]", "views.main.flip=0.5", "views.main.colour=0.8", "views.main.blur=0.5",
         "views.main.solarize=0.2", "model.width=32", "model.depth=2", "model.heads=2", "method.predictor.width=16",
         "method.predictor.heads=2", "views.main.mask.target_scale=[0.05, 0.1]", "views.main.mask.context_scale=[0.1, 0.2]",
         "checkpoint.every_steps=5", "health.every_steps=16", "health.num_images=32", *more,
     ]  # fmt: skip
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def steps_logged(run: Path) -> int:
@@ -53,7 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("unbroken") / "run"
-    subprocess.run(command(data, run), check=True, env=environment(), capture_output=True)
+    openjepa(*command(data, run), process=True)
     return run
 
 
@@ -84,13 +79,7 @@ def test_kills_change_nothing(data: Path, unbroken: Path, tmp_path: Path):
         before = steps_logged(run)
         if before >= STEPS - 2:
             break
-        process = subprocess.Popen(
-            command(data, run, *more),
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        process = start(*command(data, run, *more))
         stop_at = min(generator.randint(1, 8), STEPS - 2)
         deadline = time.monotonic() + 120
         started = None
@@ -105,7 +94,7 @@ def test_kills_change_nothing(data: Path, unbroken: Path, tmp_path: Path):
         process.wait()
         killed += 1
     assert killed == KILLS
-    subprocess.run(command(data, run, "--resume"), check=True, env=environment(), capture_output=True)
+    openjepa(*command(data, run, "--resume"), process=True)
     assert_same(run, unbroken)
 
 
@@ -121,8 +110,7 @@ def test_other_methods_resume_bit_equal_and_go_through_every_command(tmp_path: P
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     openjepa("pretrain", "sample:test", *flags, "--out", whole)
-    program = [sys.executable, "-m", "openjepa.cli", "pretrain", "sample:test", *flags, "--out", str(broken)]
-    process = subprocess.Popen(program, env=environment(), stderr=subprocess.DEVNULL, start_new_session=True)
+    process = start("pretrain", "sample:test", *flags, "--out", broken)
     while steps_logged(broken) < 8 and process.poll() is None:
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
@@ -143,9 +131,7 @@ def test_other_methods_resume_bit_equal_and_go_through_every_command(tmp_path: P
 
 
 def test_a_changed_recipe_is_named_and_stops(data: Path, unbroken: Path):
-    changed = subprocess.run(
-        [*command(data, unbroken, "--resume"), "optim.lr=0.5"], env=environment(), capture_output=True, text=True
-    )
+    changed = openjepa(*command(data, unbroken, "--resume"), "optim.lr=0.5", check=False)
     assert changed.returncode == 2
     assert "optim.lr 0.0025 -> 0.5" in changed.stderr
     assert "Traceback" not in changed.stderr

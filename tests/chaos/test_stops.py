@@ -1,10 +1,7 @@
 """However a run ends, what it has done is saved, its folder stays readable, and it goes on where it stopped."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import pytest
 from PIL import Image
 
 from openjepa.commands.health import replay_verdicts
+from tests import zygote
 from tests.cli.console import openjepa
 
 FLAGS = (
@@ -23,14 +21,11 @@ FLAGS = (
 )  # fmt: skip
 
 
-def start(data: Path, run: Path, *more: str, flags: tuple[str, ...] = FLAGS) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "openjepa.cli", "pretrain", str(data), "--out", str(run), *flags, *more]
-    return subprocess.Popen(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def start(data: Path, run: Path, *more: str, flags: tuple[str, ...] = FLAGS) -> zygote.Started:
+    return zygote.start("pretrain", data, "--out", run, *flags, *more)
 
 
-def wait_for_steps(process: subprocess.Popen[str], run: Path, steps: int) -> None:
+def wait_for_steps(process: zygote.Started, run: Path, steps: int) -> None:
     deadline = time.monotonic() + 300
     while (run / "metrics.jsonl").exists() is False or (run / "metrics.jsonl").read_text().count('"train"') < steps:
         assert process.poll() is None, process.communicate()

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 from openjepa import cli
+from tests.zygote import start
 
 
 def openjepa(
     *arguments: str | Path, check: bool = True, cwd: Path | None = None, process: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """What a command prints and its exit status: in this process, or in one of its own, which takes seconds to start."""
+    """What a command prints and its exit status: in this process, or in one of its own."""
     words = [str(argument) for argument in arguments]
     run = _run_apart if process else _run_here
     result = run(words, cwd)
@@ -24,10 +23,9 @@ def openjepa(
 
 
 def _run_apart(words: list[str], cwd: Path | None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "openjepa.cli", *words],
-        capture_output=True, text=True, cwd=cwd, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
+    process = start(*words, cwd=cwd)
+    stdout, stderr = process.communicate()
+    return subprocess.CompletedProcess(words, process.wait(), stdout, stderr)
 
 
 def _run_here(words: list[str], cwd: Path | None) -> subprocess.CompletedProcess[str]:

@@ -2,11 +2,8 @@
 
 import csv
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 
 from tests.cli.console import assert_refused, openjepa
+from tests.zygote import start
 
 TINY = (
     "train.length=40steps", "data.batch_size=16", "data.workers=0", "health.num_images=16", "checkpoint.every_steps=5",
@@ -101,10 +99,7 @@ def test_a_kill_changes_nothing(photos: Path, run: Path, tuned: Path, tmp_path: 
     words = [
         "finetune", run, "--train", photos / "train", "--test", photos / "test", "--out", out, "--encoder", "target", *TINY
     ]  # fmt: skip
-    program = [sys.executable, "-m", "openjepa.cli", *map(str, words)]
-    process = subprocess.Popen(
-        program, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    process = start(*words)
     metrics = out / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.read_text().count('"kind": "train"') > 12):
         time.sleep(0.002)
