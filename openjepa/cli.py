@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import tyro
 from tyro.conf import Positional, arg
 
-from openjepa.recipe import edit, files, sections
+from openjepa.recipe import edit, files, methods, sections
 from openjepa.runs.folder import to_json
 from openjepa.runs.machine import limit_threads
 from openjepa.runs.paths import expand_word, user_path
@@ -78,8 +78,8 @@ def make_evaluate() -> Callable[..., None]:
     def evaluate(
         spec: Annotated[Positional[str], arg(metavar="ENCODER")],
         task: str,
-        train: str,
         test: str,
+        train: str | None = None,
         encoder: Literal["context", "target", "random", "pixels"] = "context",
         layers: int = 1,
         train_annotations: str | None = None,
@@ -96,9 +96,9 @@ def make_evaluate() -> Callable[..., None]:
         Args:
             spec: A run folder or checkpoint file; random:RECIPE or random:RUN; pixels:SIZE or pixels:RUN; timm:NAME or
                 timm:NAME:FILE; hf:FOLDER.
-            task: TASKS. docs/tasks.md says what each computes.
-            train: Labelled data to fit on; class sub-folders give labels.
+            task: TASKS. detection and instances measure a detector that finetune trained. docs/tasks.md says what each computes.
             test: Labelled data to test on, once.
+            train: Labelled data to fit on; class sub-folders give labels. Of detection and instances: nothing is fitted.
             encoder: Which encoder of a run; random is the untrained one, pixels the raw image.
             layers: How many last layers of the encoder pooled features are of; the paper takes 1 or 4.
             train_annotations: Of segmentation: a COCO file, or a folder of label maps, where none lies beside the images.
@@ -121,7 +121,7 @@ def make_evaluate() -> Callable[..., None]:
 
     titles = "; ".join(f"{name}: {row.title}" for name, row in TASKS.items())
     evaluate.__doc__ = (evaluate.__doc__ or "").replace("TASKS", titles)
-    choices: Any = Literal[tuple(TASKS)]
+    choices: Any = Literal[(*TASKS, *methods.DETECTION_TASKS)]
     evaluate.__annotations__["task"] = Annotated[choices, arg(aliases=["--protocol"])]  # what version 0.1 called it
     return evaluate
 
@@ -138,7 +138,7 @@ def make_finetune(changes: dict[str, Any]) -> Callable[..., None]:
         train: str,
         test: str,
         out: Path,
-        task: Literal["classification"] = "classification",
+        task: Literal["classification", "detection", "instances"] = "classification",
         encoder: EncoderName = "context",
         recipe: str = files.AUTO,
         resume: bool = False,
@@ -151,9 +151,10 @@ def make_finetune(changes: dict[str, Any]) -> Callable[..., None]:
         Args:
             spec: A run folder or checkpoint file to start from; random:RECIPE or random:RUN for a fresh encoder of that shape.
             train: Labelled data to train on; class sub-folders give labels. few:10:0:DATA takes 10 images of each class, draw 0.
+                Of detection and instances: a folder of images with a COCO file beside or in it; few:100:0:DATA takes 100 images.
             test: Labelled data to measure on, once.
             out: The run folder to write; report, evaluate, embed, export and predict take it.
-            task: What to train for.
+            task: What to train for: classification, detection (boxes) or instances (boxes and masks).
             encoder: Which encoder of a run.
             recipe: auto, which fits the settings to the number of labels, a shipped recipe's name or a YAML file.
             resume: Go on from the run folder's newest checkpoint.
@@ -161,31 +162,33 @@ def make_finetune(changes: dict[str, Any]) -> Callable[..., None]:
         """
         from openjepa.commands.finetune import finetune as tune
 
-        verdict, record = tune(spec, train, test, out, encoder=encoder, recipe=recipe, changes=changes, resume=resume)
+        verdict, record = tune(spec, train, test, out, task, encoder=encoder, recipe=recipe, changes=changes, resume=resume)
         if not json:
-            low, high = record["interval"]
+            interval = "" if record["interval"] is None else " (95 % interval {:.2%} to {:.2%})".format(*record["interval"])
             print(f"{verdict.label}: {verdict.reason}")
-            score = f"{record['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"
-            print(f"{task} accuracy on {record['num_test']} test images: {score}")
-            print(f"Next: openjepa report {out}; openjepa predict {out} IMAGES --out predictions.csv")
+            print(f"{task} {record['main']} on {record['num_test']} test images: {record[record['main']]:.2%}{interval}")
+            print(record["words"]) if "words" in record else None
+            file = "predictions.csv" if task == "classification" else "found.json"
+            print(f"Next: openjepa report {out}; openjepa predict {out} IMAGES --out {file}")
         print(_to_json(record))
 
     return finetune
 
 
 def predict(run: RunPath, images: DataSpec, out: Path, device: str = "auto") -> None:
-    """Write the class of every image, by a run of openjepa finetune, to a .csv or .parquet file.
+    """Write the class of every image, or the objects in it, by a run of openjepa finetune.
 
     Args:
-        run: A run folder or checkpoint file that holds a classifier.
+        run: A run folder or checkpoint file that holds a classifier or a detector.
         images: A folder of images, sample:train, or fashion-mnist:FOLDER:train.
-        out: The file to write: columns path, label (where the images have one), predicted, probability.
+        out: The file to write. Of a classifier, .csv or .parquet: columns path, label (where the images have one), predicted,
+            probability. Of a detector, .json: a COCO file; pictures go into the folder of that name.
         device: auto, cpu, cuda or cuda:N.
     """
     from openjepa.commands.predict import predict as write
 
     rows = write(run, images, out, device)
-    print(f"{rows} rows in {out}")
+    print(f"{rows} {'objects' if out.suffix.lower() == '.json' else 'rows'} in {out}")
 
 
 def embed(

@@ -19,6 +19,7 @@ from openjepa.evals.encoders import Candidate, Subject, open_encoder
 from openjepa.evals.features import FeatureStore
 from openjepa.evals.outcome import Outcome
 from openjepa.evals.task import TaskSettings
+from openjepa.recipe.methods import DETECTION_TASKS
 from openjepa.runs.folder import Row, RunFolder
 from openjepa.runs.version import __version__
 
@@ -28,7 +29,7 @@ DEFAULTS = TaskSettings()
 def evaluate(
     spec: str | Path,
     task: str,
-    train: str,
+    train: str | None,
     test: str,
     encoder: Candidate = "context",
     *,
@@ -39,9 +40,25 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores of an encoder on labelled data by a task of evals.TASKS; gives the record.
 
+    Of DETECTION_TASKS: those of a detector's run on annotated images, which nothing is fitted on: train is None.
+
     spec: an encoder as evals.encoders.open_encoder takes it; a run folder's evals/ gets the record. train, test: data specs
     with labels. layers: how many last layers the features are of; settings: what else there is to choose.
     """
+    if task in DETECTION_TASKS:
+        from openjepa.commands.detection import evaluate_detector  # needs the extra [detection]
+
+        unread = [] if train is None else ["--train"]
+        unread += ["--layers"] if layers != 1 else []
+        unread += ["--encoder"] if encoder != "context" else []
+        if unread or settings != DEFAULTS:
+            named = unread or [
+                f"--{key.replace('_', '-')}" for key, value in vars(settings).items() if value != getattr(DEFAULTS, key)
+            ]
+            raise ValueError(f"task {task} measures a trained detector and does not read {named[0]}: drop it")
+        return evaluate_detector(spec, task, test, device)
+    if train is None:
+        raise ValueError(f"task {task} needs labelled data to fit on: add --train DATA")
     asked = [(task, layers)]
     return evaluate_many(spec, [encoder], asked, train, test, settings=settings, seed=seed, device=device)[0]
 

@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -19,22 +19,20 @@ from rich.console import Console
 from openjepa.commands.auto import Choice, word_choices
 from openjepa.commands.evaluate import keep_record, make_record
 from openjepa.commands.pretrain import pretrain
+from openjepa.commands.start import Start, Tuned, find_start, fit_to_encoder
 from openjepa.data.batch import MAIN
 from openjepa.data.reading import reading_of
 from openjepa.data.sources import ImageSource, open_labelled
-from openjepa.engine.checkpoint import load_checkpoint
 from openjepa.engine.precision import pick_device
 from openjepa.evals.classifier import load_classifier, score_classifier
 from openjepa.evals.encoders import open_encoder
 from openjepa.evals.labels import require_known_classes
-from openjepa.health.verdict import Verdict
-from openjepa.recipe.check import build_recipe
 from openjepa.recipe.edit import with_changes
-from openjepa.recipe.files import AUTO, list_recipes, load_recipe
-from openjepa.recipe.methods import Supervised
+from openjepa.recipe.files import AUTO, load_recipe
+from openjepa.recipe.methods import DETECTION_TASKS, Supervised
 from openjepa.recipe.sections import Recipe
 from openjepa.runs.folder import Row, RunFolder
-from openjepa.weights.load import EncoderName, find_checkpoint
+from openjepa.weights.load import EncoderName
 
 RECIPE = "finetune_small"
 BATCHES = (8, 64)  # images, smallest and largest, of a set with few labels and with many
@@ -43,25 +41,12 @@ EPOCHS, LEAST_STEPS, MOST_STEPS = 50, 300, 5000
 LAYER_DECAY = 0.75  # MAE's; a fresh encoder has nothing to keep
 
 
-class Start(NamedTuple):
-    """What an encoder spec gives a run to start from: the recipe that its shape is of, and weights or none."""
-
-    recipe: Recipe
-    weights: Path | None
-
-
-class Tuned(NamedTuple):
-    """The verdict on the training, and the record of the classifier on test images."""
-
-    verdict: Verdict
-    record: Row
-
-
 def finetune(
     spec: str | Path,
     train: str,
     test: str,
     out: str | Path,
+    task: str = "classification",
     *,
     encoder: EncoderName = "context",
     recipe: str = AUTO,
@@ -72,10 +57,16 @@ def finetune(
     """Train on labelled images and measure on others; the run folder `out` gets the record.
 
     spec: a run folder or checkpoint file, of which `encoder` says which, or random:RECIPE or random:RUN for a fresh encoder of
-    that shape. train, test: labelled data; few:10:0:DATA takes ten images of each class. recipe: auto, a shipped name or a YAML
+    that shape. train, test: labelled data; few:10:0:DATA takes ten images of each class. task: classification, or one of
+    DETECTION_TASKS, whose data are annotated with objects. recipe: auto, a shipped name or a YAML
     file; size of images and encoder are the spec's. Raises as pretrain does.
     """
     start = find_start(str(spec))
+    if task in DETECTION_TASKS:
+        from openjepa.commands.detection import finetune_detector  # needs the extra [detection]
+
+        options = {"encoder": encoder, "recipe": recipe, "changes": changes or {}, "resume": resume, "console": console}
+        return finetune_detector(start, task, train, test, out, **options)  # type: ignore[arg-type]
     data = start.recipe.data
     source, held_out = (open_labelled(named, data.channels, reading_of(data)) for named in (train, test))
     require_known_classes(source, held_out)
@@ -86,20 +77,6 @@ def finetune(
         chosen = None if start.weights is None else encoder
         verdict = pretrain(train, asked, out, init=start.weights, init_encoder=chosen, words=reasons, console=console)
     return Tuned(verdict, measure(RunFolder(out), train, test, held_out))
-
-
-def find_start(spec: str) -> Start:
-    """The recipe of an encoder's shape, and the checkpoint of its weights. ValueError for an encoder of another kind."""
-    kind, _, rest = spec.partition(":")
-    if kind == "random" and rest in list_recipes():
-        return Start(load_recipe(rest), None)
-    if kind in ("timm", "hf", "pixels") and not Path(spec).exists():
-        cure = "; openjepa import makes a checkpoint of it" if kind != "pixels" else ""
-        raise ValueError(f"{spec} cannot be fine-tuned: name a run folder, a checkpoint file or random:RECIPE{cure}")
-    checkpoint = find_checkpoint(rest if kind == "random" and not Path(spec).exists() else spec)
-    _, info = load_checkpoint(checkpoint, prefix="method.context_encoder.pos_embed")
-    recipe = build_recipe(info["recipe"], where=f"the recipe in {checkpoint}")
-    return Start(recipe, None if kind == "random" and not Path(spec).exists() else checkpoint)
 
 
 def _find_recipe(start: Start, source: ImageSource, name: str, changes: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
@@ -115,19 +92,6 @@ def _find_recipe(start: Start, source: ImageSource, name: str, changes: Mapping[
             f"recipe {chosen.name} has method.name {chosen.method.name}; fine-tuning takes supervised, as {RECIPE} has"
         )
     return chosen, words
-
-
-def fit_to_encoder(recipe: Recipe, start: Start, changes: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe with the encoder and the size of images of the weights, and images normalised as they were for them."""
-    data, model = start.recipe.data, start.recipe.model
-    given = {
-        "data.image_size": data.image_size, "data.channels": data.channels, "data.workers": data.workers,
-        **{f"data.{key}": getattr(data, key) for key in ("white_level", "black_level", "nodata", "layout", "pages")},
-        "data.normalization": "measured" if start.weights is None else "init",
-        **{f"model.{key}": value for key, value in model.model_dump().items()},
-        "train.precision": start.recipe.train.precision, "train.device": start.recipe.train.device,
-    }  # fmt: skip
-    return with_changes(recipe, given | dict(changes or {}))
 
 
 def choose(start: Start, source: ImageSource) -> tuple[Recipe, list[Choice]]:

@@ -1,4 +1,7 @@
-"""`openjepa predict`: the class of every image by a trained classifier, as a table that any tool reads."""
+"""`openjepa predict`: what a trained classifier or detector says of images.
+
+Of a classifier, the class of every image, as a table that any tool reads; of a detector, a COCO file and pictures.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from openjepa.evals.classifier import load_classifier
 from openjepa.evals.features import extract_features
 from openjepa.runs.atomic import whole
 from openjepa.runs.paths import user_path
-from openjepa.weights.load import load_reading
+from openjepa.weights.load import load_reading, name_method
 
 SUFFIXES = (".csv", ".parquet")
 
@@ -31,9 +34,13 @@ def predict(
 ) -> int:
     """Write path, label (where images have one), predicted class and its probability; gives the number of rows.
 
-    note: is told what was passed over or could not be read, a line each.
+    Of a detector: see commands/detection.predict_objects. note: is told what was passed over or could not be read, a line each.
     ValueError if the run holds no classifier, the images cannot be read, or the file's name ends in neither .csv nor .parquet.
     """
+    if name_method(run) == "detection":
+        from openjepa.commands.detection import predict_objects  # needs the extra [detection]
+
+        return predict_objects(run, images, out, device, note)
     path = user_path(out)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: predictions are written as {' or '.join(SUFFIXES)}; end the name in one of them")

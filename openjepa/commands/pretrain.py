@@ -9,12 +9,13 @@ from typing import Any
 from rich.console import Console
 
 from openjepa.commands.auto import choose, word_choices
+from openjepa.data.annotations import open_for
 from openjepa.data.depth import settle
 from openjepa.data.inspect import check_number, describe_pages
 from openjepa.data.left_out import describe_left_out, describe_skipped, write_left_out
 from openjepa.data.reading import Reading, keep_levels, reading_of
 from openjepa.data.skipped import SkippedFiles
-from openjepa.data.sources import ImageSource, absolute_spec, open_labelled, open_source
+from openjepa.data.sources import ImageSource, absolute_spec, open_labelled
 from openjepa.engine.fp8 import require_fp8
 from openjepa.engine.precision import pick_device
 from openjepa.evals.probe import Probe
@@ -117,7 +118,8 @@ def _train(session: Session, folder: RunFolder) -> Verdict:
 def _open_images(data: str, asked: Recipe, recorded: Recipe | None, console: Console) -> tuple[Recipe, ImageSource]:
     """The images, and the recipe with the white level that was measured on them, or on those that a resumed run began with."""
     settings = asked.data if recorded is None else keep_levels(asked.data, recorded.data)
-    settings, source, lines = settle(settings, open_source(data, settings.channels, reading_of(settings)))
+    opened = open_for(asked.method, data, settings.channels, reading_of(settings))
+    settings, source, lines = settle(settings, opened)
     for line in (*lines, *describe_left_out(source), *describe_pages(source)):
         console.print(line[0].upper() + line[1:], highlight=False, markup=False)
     return asked.model_copy(update={"data": settings}), source

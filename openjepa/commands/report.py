@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from openjepa.data.annotations import open_for
 from openjepa.data.fingerprint import describe_difference, fingerprint
 from openjepa.data.loader import evaluation_batches
 from openjepa.data.reading import Reading
@@ -24,6 +25,7 @@ from openjepa.engine.neighbours import find_neighbours
 from openjepa.health.verdict import LEARNED_VARIANCE_FRAC, MAX_GRAD_NORM, MIN_FEATURE_VARIANCE, RunFacts, find_healthy_rank
 from openjepa.methods.masked import MaskedMethod
 from openjepa.nn.encoder import Encoder, EncoderOutput
+from openjepa.recipe.check import build_recipe
 from openjepa.report.page import build_report
 from openjepa.report.pictures import Beliefs, Neighbours, Pictures
 from openjepa.report.reconstructions import show_beliefs
@@ -84,7 +86,8 @@ def _draw(folder: RunFolder, facts: Row, device: str) -> Pictures | None:
     checkpoint = find_checkpoint(folder.path)
     encoder = load_encoder(checkpoint, device=device)
     reading = load_reading(checkpoint)
-    pool = open_source(data, channels, reading)
+    recipe = build_recipe(facts["recipe"], where=str(folder.run_json))
+    pool = open_for(recipe.method, data, channels, reading)
     if difference := _tell_apart(facts, pool):
         raise ValueError(f"the images that the run was trained on are no longer at {data}: there is now a folder {difference}")
     held_out = _open(name_held_out(data), channels, reading)

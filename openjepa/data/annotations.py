@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from openjepa.data.decode import DecodeError, Pixels, read_header
+from openjepa.data.decode import DecodeError, Picture, Pixels, read_header
 from openjepa.data.reading import AS_STORED, Reading
 from openjepa.data.segments import Segmentation, clean_segmentation, decode_mask
-from openjepa.data.sources import FolderSource, printable
+from openjepa.data.sources import FolderSource, ImageSource, open_source, printable
+from openjepa.data.sources.few import PURPOSE, split_few
+from openjepa.recipe.methods import Detection, MethodSection
 from openjepa.runs.paths import absolute_path, user_path
 
 Row = dict[str, Any]
@@ -74,6 +76,12 @@ class AnnotatedSource(FolderSource):
     image_ids: list[int] = field(repr=False)
     objects: list[Objects] = field(repr=False)  # one entry an image
     unused: str | None = None  # one line about what could not be used
+    folder: str = ""  # that files lie in, where the spec says more than this
+
+    @property
+    def root(self) -> str:
+        """The folder of the files."""
+        return self.folder or self.spec
 
     def load_checked(self, index: int) -> Pixels:
         """An image of the size that its annotations are for. DecodeError if it has another or cannot be read."""
@@ -81,22 +89,43 @@ class AnnotatedSource(FolderSource):
         check_size(self.path(index), pixels.shape[:2], self.objects[index].size, "its annotations are")
         return pixels
 
+    def open_checked(self, index: int) -> Picture:
+        """As load_checked, before anything is decoded."""
+        picture = self.open(index)
+        check_size(self.path(index), picture.size, self.objects[index].size, "its annotations are")
+        return picture
+
     def with_categories(self, other: AnnotatedSource) -> AnnotatedSource:
         """The same images with the labels that another source, the one to train on, gives to categories of the same names.
 
         ValueError names the classes that the other lacks.
         """
-        unknown = [name for name in self.categories if name not in other.categories]
+        return self.with_names(other.categories, other.file)
+
+    def with_names(self, names: list[str], whose: str) -> AnnotatedSource:
+        """The same images with labels that are indices into these classes, matched by name.
+
+        whose: the classes, for the ValueError that names those that they lack.
+        """
+        unknown = [name for name in self.categories if name not in names]
         if unknown:
-            raise ValueError(
-                f"{self.file} has classes that {other.file} lacks: {list_names(unknown)}; it has {list_names(other.categories)}"
-            )
-        number = np.array([other.categories.index(name) for name in self.categories], np.int64)
+            raise ValueError(f"{self.file} has classes that {whose} lacks: {list_names(unknown)}; it has {list_names(names)}")
+        number = np.array([names.index(name) for name in self.categories], np.int64)
         own_ids = dict(zip(self.categories, self.category_ids, strict=True))
         unused = itertools.count(max(self.category_ids) + 1)  # for classes that only the other has
-        ids = [own_ids[name] if name in own_ids else next(unused) for name in other.categories]
+        ids = [own_ids[name] if name in own_ids else next(unused) for name in names]
         objects = [replace(found, labels=number[found.labels]) for found in self.objects]
-        return replace(self, categories=other.categories, category_ids=ids, objects=objects)
+        return replace(self, categories=names, category_ids=ids, objects=objects)
+
+    def take(self, chosen: Iterable[int], spec: str) -> AnnotatedSource:
+        """Some of the images, by number, under a spec of their own."""
+        idx = list(chosen)
+        files, image_ids, objects = ([part[number] for number in idx] for part in (self.files, self.image_ids, self.objects))
+        return replace(self, spec=spec, folder=self.root, files=files, image_ids=image_ids, objects=objects)
+
+    def count_objects(self) -> int:
+        """Objects that count one by one: no crowds."""
+        return sum(int((~found.crowd_mask).sum()) for found in self.objects)
 
 
 def check_size(path: str, found: tuple[int, ...], wanted: tuple[int, ...], whose: str) -> None:
@@ -138,6 +167,35 @@ def open_coco(
     if not user_path(spec).is_dir():
         raise ValueError(f"{spec} is not a folder of images; the annotations in {path} name files")
     return _Reader(spec, path, need_masks).read(channels, reading)
+
+
+def open_annotated(spec: str, channels: int, *, need_masks: bool = False, reading: Reading = AS_STORED) -> AnnotatedSource:
+    """Annotated images as training and evaluation take them: a folder with a COCO file, or few:IMAGES:DRAW:FOLDER.
+
+    few: so many of the folder's images, drawn without replacement by the number DRAW, as if only these had been annotated; all
+    where it has no more. A larger draw holds every image of a smaller one. What cannot be used is in the source's notes.
+    ValueError as open_coco raises it, or if no single object is among the images.
+    """
+    kind, _, rest = spec.partition(":")
+    is_few = kind == "few" and bool(rest)
+    count, draw, folder = split_few(spec, rest) if is_few else (0, 0, spec)
+    source = open_coco(folder, channels, need_masks=need_masks, reading=reading)
+    source = replace(source, notes=[source.unused] if source.unused else [])
+    if is_few:
+        order = np.random.default_rng([draw, PURPOSE]).permutation(len(source))
+        source = source.take(sorted(order[:count].tolist()), spec)
+    if not source.count_objects():
+        raise ValueError(
+            f"{spec} has no object to learn from or to find: its {len(source):,} images hold crowd regions or nothing"
+        )
+    return source
+
+
+def open_for(method: MethodSection, spec: str, channels: int, reading: Reading = AS_STORED) -> ImageSource:
+    """Training images as a method takes them: with their objects, or as open_source gives them."""
+    if isinstance(method, Detection):
+        return open_annotated(spec, channels, need_masks=method.detector == "mask_rcnn", reading=reading)
+    return open_source(spec, channels, reading)
 
 
 class _LeftOut:

@@ -61,7 +61,7 @@ def _name(source: ImageSource, index: int) -> bytes:
     if isinstance(source, FewSource):
         return _name(source.whole, int(source.image_idx[index]))
     if isinstance(source, FolderSource):
-        return os.fsencode(source.files[index].removeprefix(str(user_path(source.spec))))
+        return os.fsencode(source.files[index].removeprefix(str(user_path(source.root))))
     return source.path(index).removeprefix(source.spec).encode("utf-8", "surrogateescape")
 
 

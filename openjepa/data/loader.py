@@ -9,10 +9,10 @@ seen (tests/laws/test_sample_order.py, tests/unit/test_loader.py).
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,8 +20,10 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from openjepa.data.batch import Batch, Views
+from openjepa.data.annotations import AnnotatedSource
+from openjepa.data.batch import Batch, BatchObjects, Views
 from openjepa.data.decode import DecodeError
+from openjepa.data.object_views import ObjectSettings, ObjectView, draw_object_view
 from openjepa.data.sources import ArraySource, ImageSource, whole_of
 from openjepa.data.views import View, ViewPlan, evaluation_view, training_views
 from openjepa.data.workers import stream_items
@@ -33,6 +35,7 @@ ORDER, VIEW, REPLACEMENT = 2, 3, 4
 
 MOST_VIEWS = 2**16  # of a group, whose views and those of the next have numbers of their own
 REPLACEMENT_TRIES = 20
+Made = TypeVar("Made")
 EvaluationBatch = tuple[UInt8[Tensor, "B C H W"], Int64[Tensor, " B"], list[tuple[str, str]]]
 
 
@@ -64,6 +67,7 @@ class StreamSettings:
     seed: int
     accumulation_steps: int = 1
     with_labels: bool = False
+    with_objects: ObjectSettings | None = None  # how annotated objects come along; None: there are none
     rank: int = 0
     world_size: int = 1
 
@@ -143,8 +147,14 @@ class _MicroBatches(Dataset[Batch | ValueError]):
         images = [np.empty((count, group.views.count, self.source.channels, *group.size), np.uint8) for group in settings.groups]
         image_idx = np.empty(count, np.int64)
         skipped: list[tuple[str, str]] = []
+        seen: list[ObjectView] = []
         for i in range(count):
-            views, image_idx[i] = self._make_views(int(order[i]), position + i, skipped)
+            if settings.with_objects is not None:
+                found, image_idx[i] = self._make_first(int(order[i]), position + i, skipped, self._draw_objects)
+                seen.append(found)
+                images[0][i, 0] = found.pixels
+                continue
+            views, image_idx[i] = self._make_first(int(order[i]), position + i, skipped, self._draw_views)
             for place, group in zip(images, settings.groups, strict=True):
                 place[i] = views[: group.views.count]
                 views = views[group.views.count :]
@@ -158,7 +168,10 @@ class _MicroBatches(Dataset[Batch | ValueError]):
         if settings.with_labels:
             assert self.source.labels is not None, self.source.spec
             labels = torch.from_numpy(np.asarray(self.source.labels)[image_idx].astype(np.int64))
-        return Batch(step, groups, torch.from_numpy(image_idx), labels, skipped, share)
+        objects = None
+        if seen:
+            objects = BatchObjects.gather([view.target for view in seen], [view.filled for view in seen], settings.groups[0].size)
+        return Batch(step, groups, torch.from_numpy(image_idx), labels, skipped, objects, share)
 
     def _draw_masks(self, number: int, step: int, first: int, count: int) -> tuple[Masks, float]:
         """The masks of a group's views of this micro-batch, and its share of the global batch's real target tokens."""
@@ -171,23 +184,35 @@ class _MicroBatches(Dataset[Batch | ValueError]):
         masks = drawn.take(first * per_image, (first + count) * per_image)
         return masks, float(masks.target_lengths.sum() / drawn.target_lengths.sum())
 
-    def _make_views(self, number: int, position: int, skipped: list[tuple[str, str]]) -> tuple[list[View], int]:
-        """Views and number of the image at a position of the stream, or of the first readable one of a random row of others."""
+    def _make_first(
+        self, number: int, position: int, skipped: list[tuple[str, str]], make: Callable[[int, int], Made]
+    ) -> tuple[Made, int]:
+        """What is made of the image at a position of the stream, or of the first readable one of a random row; and its number."""
         for candidate in self._list_candidates(number, position):
-            key = (self.settings.seed, VIEW, position)
-            plans = [
-                ViewPlan(group.views, group.size, np.random.default_rng([*key, MOST_VIEWS * place + view]))
-                for place, group in enumerate(self.settings.groups)
-                for view in range(group.views.count)
-            ]
             try:
-                return training_views(self.source.open(candidate), plans), candidate
+                return make(candidate, position), candidate
             except DecodeError as error:
                 skipped.append((self.source.path(candidate), error.reason))
         path, reason = skipped[-1]
         raise DecodeError(
             self.source.spec, f"{REPLACEMENT_TRIES + 1} images in a row cannot be read; the last is {path} ({reason})"
         )
+
+    def _draw_views(self, number: int, position: int) -> list[View]:
+        key = (self.settings.seed, VIEW, position)
+        plans = [
+            ViewPlan(group.views, group.size, np.random.default_rng([*key, MOST_VIEWS * place + view]))
+            for place, group in enumerate(self.settings.groups)
+            for view in range(group.views.count)
+        ]
+        return training_views(self.source.open(number), plans)
+
+    def _draw_objects(self, number: int, position: int) -> ObjectView:
+        assert isinstance(self.source, AnnotatedSource) and self.settings.with_objects is not None
+        (group,) = self.settings.groups
+        plan = ViewPlan(group.views, group.size, np.random.default_rng([self.settings.seed, VIEW, position, 0]))
+        picture = self.source.open_checked(number)
+        return draw_object_view(picture, self.source.objects[number], plan, self.settings.with_objects)
 
     def _list_candidates(self, number: int, position: int) -> Iterator[int]:
         yield number

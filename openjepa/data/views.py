@@ -69,6 +69,11 @@ def _change(view: Pixels, group: ViewGroup, generator: np.random.Generator) -> P
         view = view[:, ::-1]
     if group.rand_augment:
         view = rand_augment(np.ascontiguousarray(view), group.rand_augment, group.rand_magnitude, generator)
+    return change_colours(view, group, generator)
+
+
+def change_colours(view: Pixels, group: ViewGroup, generator: np.random.Generator) -> Pixels:
+    """Those of the group's changes that leave everything where it is."""
     if group.colour and generator.random() < group.colour:
         view = jitter_colour(view, group.jitter, generator)
     if group.grey and generator.random() < group.grey:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
@@ -65,10 +65,22 @@ def to_predictions(
     masks: Bool[np.ndarray, "objects height width"] | None = None,
 ) -> list[Row]:
     """Rows of COCO's results format for what was found in an image of a source."""
+    return to_rows(source.image_ids[index], source.category_ids, boxes, labels, scores, masks)
+
+
+def to_rows(
+    image_id: int,
+    category_ids: Sequence[int],
+    boxes: Float32[np.ndarray, "objects 4"],
+    labels: Int64[np.ndarray, " objects"],
+    scores: Float32[np.ndarray, " objects"],
+    masks: Bool[np.ndarray, "objects height width"] | None = None,
+) -> list[Row]:
+    """Rows of COCO's results format for what was found in an image."""
     rows: list[Row] = []
     for number, label in enumerate(labels.tolist()):
         row: Row = {
-            "image_id": source.image_ids[index], "category_id": source.category_ids[label],
+            "image_id": image_id, "category_id": category_ids[label],
             "bbox": [round(value, DECIMALS) for value in _to_xywh(boxes[number])], "score": float(scores[number]),
         }  # fmt: skip
         if masks is not None:
@@ -78,12 +90,39 @@ def to_predictions(
     return rows
 
 
+def number_rows(rows: Sequence[Row], first_id: int) -> list[Row]:
+    """Results as the annotations of a whole COCO file, which have numbers and areas."""
+    numbered = []
+    for number, row in enumerate(rows, first_id):
+        area = float(coco_mask.area(row["segmentation"])) if "segmentation" in row else row["bbox"][2] * row["bbox"][3]
+        numbered.append({"id": number, **row, "area": area, "iscrowd": 0})
+    return numbered
+
+
+def write_truth(path: Path, content: Row) -> None:
+    """Write a whole COCO file, or nothing of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(content, separators=(",", ":"), allow_nan=False) + "\n")
+
+
 def write_predictions(path: Path, rows: Sequence[Row]) -> None:
     """Write results as COCO JSON, whole or not at all."""
     write_atomic(path, json.dumps(list(rows), separators=(",", ":"), allow_nan=False) + "\n")
 
 
+class Precision(NamedTuple):
+    """AP and its kin in [0, 1] by name, over all classes; and AP and AP50 of each class that has an object, by its id."""
+
+    overall: dict[str, float]
+    by_class: dict[int, dict[str, float]]
+
+
 def score_coco(truth: Row, predictions: Sequence[Row], measured: Measured) -> dict[str, float]:
+    """As measure_precision, over all classes."""
+    return measure_precision(truth, predictions, measured).overall
+
+
+def measure_precision(truth: Row, predictions: Sequence[Row], measured: Measured) -> Precision:
     """AP, AP50, AP75 and AP by size in [0, 1]; those of sizes that no object has are left out.
 
     Nothing found is an AP of 0. ValueError if no object is there to be found, or masks are asked for and some lack one.
@@ -102,7 +141,14 @@ def score_coco(truth: Row, predictions: Sequence[Row], measured: Measured) -> di
     evaluator.accumulate()
     evaluator.summarize()
     values = [float(value) for value in evaluator.stats[: len(NAMES)]]
-    return {name: value for name, value in zip(NAMES, values, strict=True) if value >= 0}  # -1 stands for "no such object"
+    overall = {name: value for name, value in zip(NAMES, values, strict=True) if value >= 0}  # -1 stands for "no such object"
+    at_all_sizes = np.asarray(evaluator.eval["precision"])[:, :, :, 0, -1]  # thresholds, recalls, classes
+    by_class = {}
+    for number, category_id in enumerate(evaluator.params.catIds):
+        found = at_all_sizes[:, :, number]
+        if (found >= 0).any():
+            by_class[int(category_id)] = {"AP": float(found.mean()), "AP50": float(found[0].mean())}
+    return Precision(overall, by_class)
 
 
 def _load(truth: Row) -> COCO:

@@ -29,6 +29,7 @@ LEARNED_VARIANCE_FRAC = 0.05  # a predictor that explains less knows next to not
 KNOWN_VARIANCE_FRAC = 0.3  # a predictor that has explained this much once had learned something ...
 LOST_FRAC = 0.55  # ... and lost it at this share: 98 runs that learned kept 0.65 or more, three at too high a rate 0.53 or less
 ABOVE_CHANCE = 4.0  # standard errors of the accuracy of guessing: what a classifier that learns is above chance
+LEARNED_LOSS_FRAC = 0.9  # of a detector's first loss: the losses of untrained heads fall within some steps
 UNIFORM_ENTROPY = 0.9999  # of assignments, as a share of the largest: they tell views apart by nothing
 ONE_PROTOTYPE_ENTROPY = 1e-4  # of the batch's mean assignment: every view has the same prototype
 MIN_MEASUREMENTS = 3  # below this there is no trend to judge
@@ -119,6 +120,8 @@ def _judge_features(rows: Sequence[Row], run: RunFacts) -> tuple[str, str, str]:
         return "too early", reason, run.too_short or "Let it run."
     if "train_accuracy" in rows[-1] and run.num_classes is not None:
         return _judge_classifier(rows[-MIN_MEASUREMENTS:], run, run.num_classes)
+    if run.setting("method.name") == "detection" and "loss" in rows[-1]:
+        return _judge_detector(rows, run)
     now, before = rows[-1], rows[-2]["effective_rank_pooled"]
     rank, best = now["effective_rank_pooled"], max(row["effective_rank_pooled"] for row in rows)
     first = rows[0]["effective_rank_pooled"] if run.untrained_rank is None else run.untrained_rank
@@ -162,6 +165,16 @@ def _judge_classifier(rows: Sequence[Row], run: RunFacts, num_classes: int) -> t
     if accuracy < chance + ABOVE_CHANCE * math.sqrt(chance * (1 - chance) / images):
         return "not learning yet", reason, advise_to_learn(run)
     return "healthy", reason, "Go on. What counts is its accuracy on test images."
+
+
+def _judge_detector(rows: Sequence[Row], run: RunFacts) -> tuple[str, str, str]:
+    """By its loss on training images, late against first: what it finds is measured on test images."""
+    late = [row["loss"] for row in rows[-MIN_MEASUREMENTS:]]
+    loss, first = sum(late) / len(late), rows[0]["loss"]
+    reason = f"the detector's loss is {loss:.3g} of late, {first:.3g} at first."
+    if loss > LEARNED_LOSS_FRAC * first:
+        return "not learning yet", reason, advise_to_learn(run)
+    return "healthy", reason, "Go on. What counts is its average precision on test images."
 
 
 def _describe_assignments(rows: Sequence[Row]) -> str | None:

@@ -23,7 +23,7 @@ class Method(nn.Module, ABC):
 
     `context_encoder` is the encoder that is trained. It is drawn before the method's own weights, so that the untrained one
     is a function of the seed alone. Made from the encoder, the method's section of a recipe, and, where the section
-    NEEDS_LABELS, the number of classes.
+    NEEDS_LABELS or NEEDS_OBJECTS, the number of classes.
     """
 
     context_encoder: VisionTransformer

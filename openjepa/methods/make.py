@@ -12,13 +12,14 @@ from openjepa.recipe.sections import Recipe
 def make_method(recipe: Recipe, num_classes: int | None = None) -> Method:
     """The recipe's method with fresh weights from torch's generator: the encoder's first, then its own.
 
-    It is the class of the section's name in the file of the method's name. num_classes: of the training images' labels, for a
-    method that needs them.
+    It is the class of the section's name in the file of the method's name. num_classes: of the training images' labels or
+    objects, for a method that needs them.
     """
     section = recipe.method
     kind = getattr(import_module(f"openjepa.methods.{section.name}"), type(section).__name__)
     encoder = make_encoder(recipe)
-    method: Method = kind(encoder, section, num_classes) if section.NEEDS_LABELS else kind(encoder, section)
+    has_classes = section.NEEDS_LABELS or section.NEEDS_OBJECTS
+    method: Method = kind(encoder, section, num_classes) if has_classes else kind(encoder, section)
     return method
 
 

@@ -6,10 +6,11 @@ Heads, losses, matching and suppression are torchvision's, with its defaults; wh
 channels, statistics, strides. Mask R-CNN's heads are as wide as the channels say: at 256, torchvision's own. An anchor's side is
 its map's stride for FCOS, and eight times that for Mask R-CNN, as in FPN (Lin et al. 2017, arXiv 1612.03144).
 
-Images of any sizes come as they are, are normalised with the encoder's own statistics, resized so that the shorter side is
-`shorter_px` unless the longer would exceed `longer_px`, and padded with the mean colour to a common size. Padding takes part in
-attention, so `predict` keeps images of different sizes apart. Labels count from 0 everywhere outside this file. torchvision is
-the extra [detection]: nothing that a plain install needs imports this module.
+Images of any sizes come as they are, are normalised with the encoder's own statistics, fitted into a canvas of one size with
+antialiasing, and padded below and to the right with the mean colour. So a position of the encoder always means the same place of
+the canvas, in training and after. Padding takes part in attention. Labels count from 0 everywhere outside this file. Under
+autocast the ViT alone computes in reduced precision: boxes, losses and suppression are float32. torchvision is the extra
+[detection]: nothing that a plain install needs imports this module.
 """
 
 from __future__ import annotations
@@ -22,16 +23,22 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from openjepa.engine.optim import WeightGroup
+from openjepa.engine.precision import full_precision
 from openjepa.nn.encoder import Encoder
+from openjepa.nn.objects import Target as Target
+from openjepa.nn.objects import fit_size
 from openjepa.nn.pyramid import SCALES, PyramidBackbone
+from openjepa.nn.vit import VisionTransformer
 
 try:
     from torchvision.models.detection import FCOS, MaskRCNN
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
     from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+    from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
     from torchvision.ops import MultiScaleRoIAlign
     from torchvision.ops.poolers import LevelMapper
 except ImportError:
@@ -49,14 +56,6 @@ FCOS_GROUP = 32  # channels come in groups of so many, for FCOS's GroupNorm
 MASK_THRESHOLD = 0.5
 
 
-class Target(NamedTuple):
-    """What is in an image: boxes (left, top, right, bottom) in its pixels, labels from 0, masks for Mask R-CNN. No crowds."""
-
-    boxes: Float[Tensor, "objects 4"]
-    labels: Int64[Tensor, " objects"]
-    masks: Bool[Tensor, "objects height width"] | None = None
-
-
 class Found(NamedTuple):
     """What a detector says of an image, the surest first: boxes in its pixels, labels from 0, scores in [0, 1], masks if any."""
 
@@ -64,6 +63,54 @@ class Found(NamedTuple):
     labels: Int64[Tensor, " objects"]
     scores: Float[Tensor, " objects"]
     masks: Bool[Tensor, "objects height width"] | None = None
+
+    def take(self, chosen: Tensor) -> Found:
+        """Some of them, by a mask or by number."""
+        masks = None if self.masks is None else self.masks[chosen]
+        return Found(self.boxes[chosen], self.labels[chosen], self.scores[chosen], masks)
+
+    def to_numpy(self) -> tuple[Any, Any, Any, Any]:
+        """Boxes, labels, scores, and masks or None, as arrays."""
+        masks = None if self.masks is None else self.masks.numpy()
+        return self.boxes.numpy(), self.labels.numpy(), self.scores.numpy(), masks
+
+
+class Canvas(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision has no types
+    """How images reach a detector: normalised, fitted into a canvas of a height and width, padded to its size.
+
+    has_sized_images: those to train on have their size already, at most the canvas's, and are only padded.
+    """
+
+    def __init__(
+        self, size: tuple[int, int], multiple: int, mean: list[float], std: list[float], *, has_sized_images: bool
+    ) -> None:
+        super().__init__(min(size), max(size), mean, std)
+        self.size, self.has_sized_images = size, has_sized_images
+        self.padded = tuple(-(-side // multiple) * multiple for side in size)  # so that maps of all strides fit
+
+    def resize(
+        self, image: Float[Tensor, "channels _ _"], target: dict[str, Tensor] | None = None
+    ) -> tuple[Float[Tensor, "channels _ _"], dict[str, Tensor] | None]:
+        """The image as large as fits the canvas, and what is in it."""
+        height, width = image.shape[-2:]
+        size = fit_size((height, width), self.size)
+        if size == (height, width) or (self.training and self.has_sized_images):
+            return image, target
+        image = interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+        if target is not None:
+            target = target | {"boxes": resize_boxes(target["boxes"], (height, width), size)}
+            if "masks" in target:
+                target["masks"] = interpolate(target["masks"][:, None].float(), size)[:, 0].byte()
+        return image, target
+
+    def batch_images(
+        self, images: list[Float[Tensor, "channels _ _"]], size_divisible: int = 1
+    ) -> Float[Tensor, "batch channels height width"]:
+        """All images in the upper left of a canvas of 0, the mean colour."""
+        batch = images[0].new_zeros(len(images), images[0].shape[0], *self.padded)
+        for place, image in zip(batch, images, strict=True):
+            place[:, : image.shape[1], : image.shape[2]] = image
+        return batch
 
 
 class Detector(nn.Module):
@@ -81,6 +128,10 @@ class Detector(nn.Module):
         found: PyramidBackbone = self.model.backbone
         return found
 
+    def normalise_with(self, mean: list[float], std: list[float]) -> None:
+        """Take images in [0, 1] with other statistics, one value a channel."""
+        self.model.transform.image_mean, self.model.transform.image_std = mean, std
+
     def weight_groups(self) -> list[WeightGroup]:
         """What is trained: the ViT by layer, unless it is frozen, and all else, for optimizers with layer-wise rates."""
         vit = self.backbone.vit
@@ -94,10 +145,14 @@ class Detector(nn.Module):
         if wrong:
             raise ValueError(f"an image has {wrong[0]} channels, the detector takes {self.channels}")
         scaled = [image.float() / 255 if image.dtype == torch.uint8 else image for image in images]
-        if self.training:
-            assert targets is not None and len(targets) == len(images)
-            return self.model(scaled, [self._to_torchvision(target) for target in targets])
-        return [self._from_torchvision(found) for found in self.model(scaled)]
+        device = images[0].device
+        is_reduced = torch.is_autocast_enabled(device.type)
+        self.backbone.vit_dtype = torch.get_autocast_dtype(device.type) if is_reduced else None
+        with full_precision(device):
+            if self.training:
+                assert targets is not None and len(targets) == len(images)
+                return self.model(scaled, [self._to_torchvision(target) for target in targets])
+            return [self._from_torchvision(found) for found in self.model(scaled)]
 
     def _to_torchvision(self, target: Target) -> dict[str, Tensor]:
         found = {"boxes": target.boxes, "labels": target.labels + self.first_label}
@@ -119,18 +174,35 @@ def build_detector(
     num_classes: int,
     *,
     channels: int = 256,
-    shorter_px: int | None = None,
-    longer_px: int | None = None,
+    size: tuple[int, int] | None = None,
     boxes_per_image: int = 512,
     frozen: bool = False,
 ) -> Detector:
     """A detector of num_classes kinds of objects over an encoder, whose weights it shares; heads are new, from torch's generator.
 
-    shorter_px: of images after resizing; the encoder's own shorter side if None. longer_px: twice that if None.
-    boxes_per_image: that Mask R-CNN's heads learn from, a quarter of them with objects; they take most of the time of small
-    encoders. frozen: the encoder is not trained. ValueError for patch sizes that the maps' strides cannot be made of.
+    size: of the canvas that images are fitted into, height and width in pixels; the encoder's own if None. boxes_per_image: that
+    Mask R-CNN's heads learn from, a quarter of them with objects; they take most of the time of small encoders. frozen: the
+    encoder is not trained. ValueError for patch sizes that the maps' strides cannot be made of.
     """
-    vit = encoder.vit
+    detector = build_on_vit(
+        encoder.vit, kind, num_classes, channels=channels, size=size, boxes_per_image=boxes_per_image, frozen=frozen
+    )
+    detector.normalise_with(encoder.mean.flatten().tolist(), encoder.std.flatten().tolist())
+    return detector
+
+
+def build_on_vit(
+    vit: VisionTransformer,
+    kind: Kind,
+    num_classes: int,
+    *,
+    channels: int,
+    size: tuple[int, int] | None = None,
+    boxes_per_image: int,
+    frozen: bool,
+    has_sized_images: bool = False,
+) -> Detector:
+    """As build_detector, for images that are normalised already. has_sized_images: see Canvas."""
     scales = SCALES if kind == "mask_rcnn" else FCOS_SCALES
     if vit.patch_size % max(scales):
         raise ValueError(
@@ -142,15 +214,9 @@ def build_detector(
     if frozen:
         vit.requires_grad_(False)
     backbone = PyramidBackbone(vit, channels, scales, frozen=frozen, with_coarser=kind == "mask_rcnn")
-    shorter = shorter_px or min(encoder.size)
-    options = {
-        "min_size": shorter, "max_size": longer_px or 2 * shorter, "size_divisible": 2 * vit.patch_size,  # so that maps fit
-        "image_mean": encoder.mean.flatten().tolist(), "image_std": encoder.std.flatten().tolist(),
-    }  # fmt: skip
-    if kind == "mask_rcnn":
-        model = _make_mask_rcnn(backbone, num_classes, options | {"box_batch_size_per_image": boxes_per_image})
-    else:
-        model = _make_fcos(backbone, num_classes, options)
+    model = _make_fcos(backbone, num_classes) if kind == "fcos" else _make_mask_rcnn(backbone, num_classes, boxes_per_image)
+    mean, std = [0.0] * vit.channels, [1.0] * vit.channels
+    model.transform = Canvas(size or vit.size, 2 * vit.patch_size, mean, std, has_sized_images=has_sized_images)
     return Detector(model, backbone, kind, num_classes)
 
 
@@ -183,14 +249,20 @@ def predict(detector: Detector, images: Sequence[Tensor], batch_size: int = 8) -
     return [Found(*(None if part is None else part.cpu() for part in one)) for one in found]  # type: ignore[arg-type]
 
 
-def _make_fcos(backbone: PyramidBackbone, num_classes: int, options: dict[str, Any]) -> nn.Module:
+def _make_fcos(backbone: PyramidBackbone, num_classes: int) -> nn.Module:
     sizes = tuple((int(stride),) for stride in backbone.stride_px)
-    anchors = AnchorGenerator(sizes, ((1.0,),) * len(sizes))
-    model: nn.Module = FCOS(backbone, num_classes, anchor_generator=anchors, score_thresh=LEAST_SCORE, **options)
+    anchors = _make_anchors(sizes, (1.0,))
+    model: nn.Module = FCOS(backbone, num_classes, anchor_generator=anchors, score_thresh=LEAST_SCORE)
     return model
 
 
-def _make_mask_rcnn(backbone: PyramidBackbone, num_classes: int, options: dict[str, Any]) -> nn.Module:
+def _make_anchors(sizes: tuple[tuple[int], ...], aspects: tuple[float, ...]) -> AnchorGenerator:
+    """On the CPU, whatever the rest is made on: anchors are no weights, which a checkpoint would fill in."""
+    with torch.device("cpu"):
+        return AnchorGenerator(sizes, (aspects,) * len(sizes))
+
+
+def _make_mask_rcnn(backbone: PyramidBackbone, num_classes: int, boxes_per_image: int) -> nn.Module:
     strides = [int(stride) for stride in backbone.stride_px]
     sizes = tuple((ANCHOR_STRIDES * stride,) for stride in [*strides, 2 * strides[-1]])
     channels, num_labels = backbone.out_channels, num_classes + 1
@@ -198,8 +270,8 @@ def _make_mask_rcnn(backbone: PyramidBackbone, num_classes: int, options: dict[s
         backbone,
         box_head=TwoMLPHead(channels * BOX_CELLS**2, 4 * channels), box_predictor=FastRCNNPredictor(4 * channels, num_labels),
         mask_head=MaskRCNNHeads(channels, (channels,) * 4, 1), mask_predictor=MaskRCNNPredictor(channels, channels, num_labels),
-        rpn_anchor_generator=AnchorGenerator(sizes, (ASPECTS,) * len(sizes)),
-        box_roi_pool=_make_pooler(strides, BOX_CELLS), mask_roi_pool=_make_pooler(strides, MASK_CELLS), **options,
+        rpn_anchor_generator=_make_anchors(sizes, ASPECTS), box_batch_size_per_image=boxes_per_image,
+        box_roi_pool=_make_pooler(strides, BOX_CELLS), mask_roi_pool=_make_pooler(strides, MASK_CELLS),
     )  # fmt: skip
     return model
 

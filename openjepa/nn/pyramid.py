@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from openjepa.nn.vit import VisionTransformer
+from openjepa.engine.precision import widen
+from openjepa.nn.vit import VisionTransformer, initialise
 
 SCALES = (4.0, 2.0, 1.0, 0.5)
 
@@ -41,6 +42,7 @@ class FeaturePyramid(nn.Module):
     def __init__(self, width: int, channels: int, scales: Sequence[float] = SCALES) -> None:
         super().__init__()
         self.levels = nn.ModuleList(_make_level(width, channels, scale) for scale in scales)
+        initialise(self)
 
     def forward(self, patches: Float[Tensor, "batch width down across"]) -> list[Float[Tensor, "batch channels _ _"]]:
         """One map a scale, from the ViT's last."""
@@ -85,8 +87,13 @@ class PyramidBackbone(nn.Module):
         super().__init__()
         self.vit, self.frozen, self.with_coarser, self.out_channels = vit, frozen, with_coarser, channels
         self.stride_px = [vit.patch_size / scale for scale in scales]
+        self.vit_dtype: torch.dtype | None = None  # of autocast for the ViT alone, under a caller that has turned it off
         self.pyramid = FeaturePyramid(vit.embed_dim, channels, scales)
         self.train(self.training)
+
+    def release_vit(self) -> None:
+        """Go on using the ViT without holding it as a part: whoever holds it moves, saves and trains it."""
+        self.__dict__["vit"] = self._modules.pop("vit")
 
     def train(self, mode: bool = True) -> PyramidBackbone:
         """A frozen ViT does not take part."""
@@ -98,9 +105,10 @@ class PyramidBackbone(nn.Module):
     def forward(self, images: Float[Tensor, "batch image_channels height width"]) -> dict[str, Tensor]:
         """Maps by number, "0" the finest. Sides are multiples of the patch size."""
         grid = (images.shape[-2] // self.vit.patch_size, images.shape[-1] // self.vit.patch_size)
-        with torch.no_grad() if self.frozen else nullcontext():
+        reduced = nullcontext() if self.vit_dtype is None else torch.autocast(images.device.type, self.vit_dtype)
+        with torch.no_grad() if self.frozen else nullcontext(), reduced:
             tokens: Tensor = self.vit(images)
-        maps = self.pyramid(tokens.transpose(1, 2).unflatten(2, grid))
+        maps = self.pyramid(widen(tokens).transpose(1, 2).unflatten(2, grid))
         if self.with_coarser:
             maps.append(maps[-1][:, :, ::2, ::2])
         return {str(number): found for number, found in enumerate(maps)}

@@ -6,11 +6,12 @@ openjepa/methods with a class of the section's name.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from openjepa.recipe.base import DecayRate, NotNegative, Probability, Section, check_width
+from openjepa.recipe.base import DecayRate, NotNegative, Probability, Range, Section, check_range, check_width
 from openjepa.recipe.views import Mask, ViewGroup
 
 
@@ -24,6 +25,8 @@ class MethodSection(Section):
     """The groups of which a recipe may ask for any number of views."""
     NEEDS_LABELS: ClassVar[bool] = False
     """Whether the training images need class labels."""
+    NEEDS_OBJECTS: ClassVar[bool] = False
+    """Whether they need annotated objects, with boxes and perhaps masks."""
 
     @property
     def of_whole_batch(self) -> str | None:
@@ -37,6 +40,9 @@ class MethodSection(Section):
 
     def check_patch(self, num_values: int) -> None:
         """ValueError if the method cannot work on patches of num_values values (pixels times channels)."""
+
+    def check_views(self, views: Mapping[str, ViewGroup]) -> None:
+        """ValueError if the method cannot take a group of views with such settings."""
 
 
 class Predictor(Section):
@@ -340,6 +346,50 @@ class Supervised(MethodSection):
         return next((f"method.{key} {value:g}" for key in ("mixup", "cutmix") if (value := getattr(self, key))), None)
 
 
+class Detection(MethodSection):
+    VIEWS: ClassVar[dict[str, ViewGroup]] = {"main": ViewGroup(crop_scale=None)}
+    NEEDS_OBJECTS: ClassVar[bool] = True
+
+    name: Literal["detection"] = "detection"
+    """A detector on the encoder's patches (ViTDet, 2203.16527): what annotated objects give."""
+    detector: Literal["fcos", "mask_rcnn"] = "fcos"
+    """fcos: boxes alone, and the cheap one (1904.01355); mask_rcnn: boxes and masks (1703.06870)."""
+    channels: int = Field(default=256, ge=1)
+    """Channels of the pyramid's maps, and what the heads are as wide as; of fcos a multiple of 32."""
+    boxes_per_image: int = Field(default=512, ge=4)
+    """Boxes of an image that Mask R-CNN's heads learn from, a quarter of them with objects."""
+    frozen: bool = False
+    """The encoder stays as it is: pyramid and heads alone are trained."""
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    """How often a layer is skipped for an image: rises linearly to this at the last layer (1603.09382)."""
+    scale_jitter: Range = (0.1, 2.0)
+    """An image's size as a multiple of what fits data.image_size, smallest and largest; what is larger is cropped."""
+
+    @property
+    def of_whole_batch(self) -> str | None:
+        """The losses, which are divided by the objects of a batch."""
+        return "method.name detection"
+
+    def check_views(self, views: Mapping[str, ViewGroup]) -> None:
+        """Objects have to follow what is done to their image: scale, crop and mirror, which scale_jitter and flip say."""
+        for key, wanted in (("crop_scale", None), ("rand_augment", 0), ("size", None)):
+            if (value := getattr(views["main"], key)) != wanted:
+                how = "null" if wanted is None else wanted
+                raise ValueError(f"views.main.{key} {value} does not go with method.name detection, which takes {how}")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Detection:
+        check_range("scale_jitter", self.scale_jitter)
+        if self.detector == "fcos" and self.channels % 32:
+            raise ValueError(
+                f"channels {self.channels} is not a multiple of 32, as fcos needs; try {self.channels // 32 * 32 or 32}"
+            )
+        return self
+
+
+DETECTION_TASKS = {"detection": "fcos", "instances": "mask_rcnn"}  # what a user asks for: the detector that gives it
+
+
 def _read_name(method: Any) -> Any:
     return method.get("name") if isinstance(method, dict) else getattr(method, "name", None)
 
@@ -347,7 +397,7 @@ def _read_name(method: Any) -> Any:
 SECTIONS: dict[str, type[MethodSection]] = {
     "ijepa": IJEPA, "mae": MAE, "simclr": SimCLR, "byol": BYOL, "mocov3": MoCoV3, "dino": DINO, "ibot": IBOT,
     "data2vec": Data2Vec,
-    "supervised": Supervised,
+    "supervised": Supervised, "detection": Detection,
 }  # fmt: skip
 
 if TYPE_CHECKING:

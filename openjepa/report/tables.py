@@ -16,7 +16,8 @@ from openjepa.evals import TASKS
 from openjepa.runs.folder import Row
 
 ENCODERS = {"pixels": "Raw pixels", "random": "Random encoder", "context": "Context encoder", "target": "Target encoder"}
-TITLES = {name: task.title for name, task in TASKS.items()} | {"classification": "Fine-tuned"}  # which trains, so no row of TASKS
+TRAINED = {"classification": "Fine-tuned", "detection": "Box AP", "instances": "Mask AP"}  # which train, so no rows of TASKS
+TITLES = {name: task.title for name, task in TASKS.items()} | TRAINED
 CLASSIFIERS = {"linear": "logistic regression", "knn": "neighbours"}
 ALWAYS = (("knn", 1), ("linear", 1))  # columns that every table has
 

@@ -8,6 +8,7 @@ RUN/skipped.txt     unreadable image files, one a line: path, tab, reason
 RUN/left_out.txt    files of the data's folder that are of no kind that is read, one a line; none if there are none
 RUN/checkpoints/    step-NNNNNNNN.safetensors, each with a small .json beside it
 RUN/evals/*.json    one record per evaluation: encoder, task, layers, data, seed, scores with intervals
+RUN/predictions/    what a detector found in test images: COCO JSON and pictures, a folder for each test set
 RUN/cache/          features that evaluations have computed; may be deleted
 RUN/report.html     the report; RUN/events.out.tfevents.* for TensorBoard
 
@@ -93,6 +94,7 @@ class RunFolder:
         self.left_out = self.path / "left_out.txt"
         self.checkpoints = self.path / "checkpoints"
         self.evals = self.path / "evals"
+        self.predictions = self.path / "predictions"
         self.cache = self.path / "cache"
         self.report = self.path / "report.html"
 

@@ -11,8 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from openjepa.data.annotations import AnnotatedSource
 from openjepa.data.batch import Batch
 from openjepa.data.loader import GroupSettings, StreamSettings, training_batches
+from openjepa.data.object_views import ObjectSettings
 from openjepa.data.sources import ImageSource, describe_unlabelled
 from openjepa.engine.fp8 import convert_to_fp8, require_fp8
 from openjepa.engine.optim import make_optimizer
@@ -24,6 +26,7 @@ from openjepa.methods import Method
 from openjepa.methods.make import make_method
 from openjepa.nn.predictor import Predictor
 from openjepa.nn.vit import VisionTransformer, compile_layers
+from openjepa.recipe.methods import Detection
 from openjepa.recipe.sections import Recipe
 from openjepa.training.trainer import Schedules, Trainer
 
@@ -104,18 +107,40 @@ def make_batches(recipe: Recipe, source: ImageSource, start_step: int, total_ste
     """The run's micro-batches from start_step on."""
     settings = StreamSettings(
         list_groups(recipe), recipe.batch_size, recipe.data.workers, recipe.train.seed, recipe.train.accumulation_steps,
-        with_labels=recipe.method.NEEDS_LABELS,
+        with_labels=recipe.method.NEEDS_LABELS, with_objects=_find_object_settings(recipe),
     )  # fmt: skip
     return training_batches(source, settings, start_step=start_step, total_steps=total_steps)
 
 
-def count_classes(recipe: Recipe, source: ImageSource) -> int | None:
-    """Classes of the training images, for a method that needs labels; None for one that does not. ValueError without labels."""
-    if not recipe.method.NEEDS_LABELS:
+def _find_object_settings(recipe: Recipe) -> ObjectSettings | None:
+    method = recipe.method
+    return ObjectSettings(method.scale_jitter, method.detector == "mask_rcnn") if isinstance(method, Detection) else None
+
+
+def list_classes(recipe: Recipe, source: ImageSource) -> list[str] | None:
+    """Classes of the training images, for a method that needs labels or objects; None for one that does not.
+
+    ValueError without them.
+    """
+    method = recipe.method
+    if method.NEEDS_OBJECTS:
+        if not isinstance(source, AnnotatedSource):
+            raise ValueError(
+                f"method.name {method.name} needs images with annotated objects, and {source.spec} was not opened as such: "
+                "openjepa finetune ENCODER --task detection --train DATA"
+            )
+        return source.categories
+    if not method.NEEDS_LABELS:
         return None
     if source.labels is None:
-        raise ValueError(f"method.name {recipe.method.name} needs labels, and {describe_unlabelled(source)}")
-    return len(source.classes)
+        raise ValueError(f"method.name {method.name} needs labels, and {describe_unlabelled(source)}")
+    return source.classes
+
+
+def count_classes(recipe: Recipe, source: ImageSource) -> int | None:
+    """How many classes list_classes gives."""
+    classes = list_classes(recipe, source)
+    return None if classes is None else len(classes)
 
 
 def check_views(recipe: Recipe) -> None:

@@ -15,10 +15,11 @@ from typing import NamedTuple
 import psutil
 import torch
 
-from openjepa.data.batch import Batch, Views
+from openjepa.data.batch import Batch, BatchObjects, Views
 from openjepa.data.sources import ImageSource
 from openjepa.engine.precision import choose_precision, pick_device
 from openjepa.masks import Masks, sample_masks
+from openjepa.nn.objects import Target
 from openjepa.recipe.edit import with_changes
 from openjepa.recipe.sections import Recipe
 from openjepa.recipe.views import Mask
@@ -28,6 +29,7 @@ from openjepa.training.build import count_classes, list_groups, make_trainer
 SMALL_BATCHES = (8, 24)  # images in each accumulated part; below, what does not grow with the batch hides what does
 STEPS = 2  # from the second on the optimizer has its moments
 DRAWN_BATCHES, DRAWN_IMAGES = 64, 32  # among which the heaviest mask is looked for
+OBJECTS = 20  # of an image, where a method needs some
 USABLE_FRAC = 0.85  # of the memory there is: the rest is for data workers, health and checkpoints
 BATCH_MULTIPLE = 8  # from here on batches are multiples of it, which matrix products like
 
@@ -94,8 +96,18 @@ def heaviest_batches(recipe: Recipe) -> list[Batch]:
         masks = None if group.mask is None else _find_heaviest(group.mask, grid).repeat(size * group.count * group.mask.per_view)
         groups[name] = Views(images, masks)
     labels = torch.zeros(size, dtype=torch.int64) if recipe.method.NEEDS_LABELS else None
-    batch = Batch(0, groups, torch.zeros(size, dtype=torch.int64), labels, share=1 / count)
+    objects = _make_objects(recipe, size) if recipe.method.NEEDS_OBJECTS else None
+    batch = Batch(0, groups, torch.zeros(size, dtype=torch.int64), labels, objects=objects, share=1 / count)
     return [batch] * count
+
+
+def _make_objects(recipe: Recipe, num_images: int) -> BatchObjects:
+    """Objects that fill their image, as many in each as few sets exceed."""
+    height, width = recipe.data.size
+    boxes = torch.tensor([[0.0, 0.0, width, height]]).expand(OBJECTS, 4)
+    masks = torch.ones(OBJECTS, height, width, dtype=torch.bool)
+    target = Target(boxes, torch.zeros(OBJECTS, dtype=torch.int64), masks)
+    return BatchObjects.gather([target] * num_images, [(height, width)] * num_images, (height, width))
 
 
 def _find_heaviest(settings: Mask, grid: tuple[int, int]) -> Masks:

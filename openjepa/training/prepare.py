@@ -19,7 +19,7 @@ from openjepa.recipe.check import build_recipe
 from openjepa.recipe.sections import Recipe
 from openjepa.runs.environment import describe_machine, describe_versions, read_git_state
 from openjepa.runs.folder import RunFolder
-from openjepa.training.build import count_classes, make_batches, make_trainer, measure_step, plan_steps
+from openjepa.training.build import count_classes, list_classes, make_batches, make_trainer, measure_step, plan_steps
 from openjepa.training.resume import PLANNED_FROM, check_changes, find_changes
 from openjepa.weights.initial import InitialWeights
 
@@ -57,7 +57,7 @@ def describe_run(recipe: Recipe, source: ImageSource, initial: InitialWeights | 
         "mean": mean,
         "std": std,
         "num_classes": num_classes,
-        "classes": None if num_classes is None else list(source.classes),
+        "classes": list_classes(recipe, source),
         "num_parameters": {name: count for name in sorted(parts) if (count := count_trained(parts[name]))},
         "versions": describe_versions(),
         "git": read_git_state(),

@@ -33,6 +33,9 @@ REFUSED = {
     "method.decoder": _SHAPE,
     "method.averaged_layers": _PREDICTS,
     "method.freeze_patches": "the optimizer's state is of the weights that were trained",
+    "method.detector": _SHAPE,
+    "method.channels": _SHAPE,
+    "method.frozen": "the optimizer's state is of the weights that were trained",
     "health.num_images": "earlier health measurements are of the recorded number",
     "number of classes": "the classifier was made for the recorded number",
 }

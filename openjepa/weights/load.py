@@ -44,6 +44,12 @@ def load_reading(run: str | Path) -> Reading:
     return reading_of(_recipe_of(info).data)
 
 
+def name_method(run: str | Path) -> str:
+    """The method that a run folder or checkpoint file was trained by."""
+    _, info = load_checkpoint(find_checkpoint(run), prefix="method.context_encoder.pos_embed")
+    return _recipe_of(info).method.name
+
+
 def load_random_encoder(run: str | Path, device: str = "cpu", layers: int = 1) -> Encoder:
     """The run's context encoder as it was before the first step: the same seed draws the same weights."""
     _, info = load_checkpoint(find_checkpoint(run), prefix="method.context_encoder.pos_embed")

@@ -40,6 +40,11 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def root(self) -> str:
+        """The folder of the files, as the user names it."""
+        return self.spec
+
     def open(self, index: int) -> Picture:
         """Read the file's header, and its pixels unless it is a JPEG."""
         return open_image(self.files[index], self.channels, self.reading, self.page(index))
