@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from openjepa.data.batch import one_view
+from openjepa.data.batch import BatchObjects, one_view
 from openjepa.masks import Masks, sample_masks
 from openjepa.methods.make import make_method
+from openjepa.nn.objects import Target
 from openjepa.recipe.check import build_recipe
 from openjepa.recipe.edit import nest
 from openjepa.recipe.sections import Recipe
@@ -31,6 +32,7 @@ SMALL_SECTIONS["data2vec"] = {
     "method.decoder.width": 8, "method.decoder.depth": 1, "method.decoder.groups": 4, "method.averaged_layers": 1,
     "views.main.mask.per_view": 3,
 }  # fmt: skip
+SMALL_SECTIONS["detection"] = {"method.channels": 32}
 RATES = {"momentum": 0.99, "teacher_temperature": 0.05, "last_layer": 1.0}
 
 
@@ -45,6 +47,23 @@ def small_method(method: str = "ijepa", seed: int | None = None, **changes: obje
     if seed is not None:
         torch.manual_seed(seed)
     return make_method(small_recipe(method, **changes), num_classes=5)
+
+
+def draw_objects(num_images: int, size: tuple[int, int], num_classes: int = 5, masks: bool = False) -> BatchObjects:
+    """One or two objects an image, in boxes of an eighth to a half of its sides; the images fill their views."""
+    height, width = size
+    targets = []
+    for number in range(num_images):
+        count = 1 + number % 2
+        corner = torch.rand(count, 2, generator=torch.Generator().manual_seed(number)) * torch.tensor([width / 2, height / 2])
+        extent = torch.tensor([width / (2 + 3 * (number % 2)), height / 3]).expand(count, 2)
+        boxes = torch.cat([corner, corner + extent], 1)
+        labels = (torch.arange(count) + number) % num_classes
+        shapes = torch.zeros(count, height, width, dtype=torch.bool)
+        for shape, (left, top, right, bottom) in zip(shapes, boxes.long().tolist(), strict=True):
+            shape[top:bottom, left:right] = True
+        targets.append(Target(boxes, labels, shapes if masks else None))
+    return BatchObjects.gather(targets, [size] * num_images, size)
 
 
 def draw_masks(method, num_images: int, seed: int = 0, step: int = 0, mask=None) -> Masks:

@@ -120,8 +120,10 @@ class AnnotatedSource(FolderSource):
     def take(self, chosen: Iterable[int], spec: str) -> AnnotatedSource:
         """Some of the images, by number, under a spec of their own."""
         idx = list(chosen)
-        files, image_ids, objects = ([part[number] for number in idx] for part in (self.files, self.image_ids, self.objects))
-        return replace(self, spec=spec, folder=self.root, files=files, image_ids=image_ids, objects=objects)
+        return replace(
+            self, spec=spec, folder=self.root, files=[self.files[number] for number in idx],
+            image_ids=[self.image_ids[number] for number in idx], objects=[self.objects[number] for number in idx],
+        )  # fmt: skip
 
     def count_objects(self) -> int:
         """Objects that count one by one: no crowds."""

@@ -8,7 +8,7 @@ import pytest
 from faster_coco_eval import COCO, COCOeval_faster
 
 from openjepa.data.annotations import open_coco
-from openjepa.evals.coco import score_coco, to_coco, to_predictions, write_predictions
+from openjepa.evals.coco import measure_precision, score_coco, to_coco, to_predictions, write_predictions
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +104,19 @@ def test_what_cannot_be_scored_is_one_line(source):
     crowds = [replace(found, crowd_mask=np.ones(len(found), bool)) for found in source.objects]
     with pytest.raises(ValueError, match="no object to be found"):
         score_coco(to_coco(replace(source, objects=crowds)), [], "bbox")
+
+
+def test_a_class_by_itself_scores_what_it_scores_among_others(source):
+    """AP of a class is what the library says of a file that holds this class alone; the mean over classes is AP."""
+    generator = np.random.default_rng(1)
+
+    def shake(boxes, labels):
+        return (boxes + generator.normal(0, 1.5, boxes.shape)).astype(np.float32)
+
+    truth, rows = to_coco(source), perfect(source, shake)
+    whole = measure_precision(truth, rows, "bbox")
+    assert whole.overall["AP"] == pytest.approx(np.mean([scores["AP"] for scores in whole.by_class.values()]))
+    for number, scores in whole.by_class.items():
+        alone = truth | {"annotations": [row for row in truth["annotations"] if row["category_id"] == number]}
+        found = score_coco(alone, [row for row in rows if row["category_id"] == number], "bbox")
+        assert scores == pytest.approx({name: found[name] for name in ("AP", "AP50")})

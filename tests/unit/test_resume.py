@@ -45,7 +45,10 @@ METHODS = {
         "method.name": name, "method.teacher_temperature.warmup_frac": 1.0, "method.frozen_frac": 0.0, "views.local.size": 16,
     }
     for name in ("dino", "ibot")
-} | {"data2vec": TINY | SMALL_SECTIONS["data2vec"] | {"method.name": "data2vec"}}  # fmt: skip
+} | {
+    "data2vec": TINY | SMALL_SECTIONS["data2vec"] | {"method.name": "data2vec"},
+    "detection": TINY | SMALL_SECTIONS["detection"] | {"method.name": "detection", "data.image_size": 32, "views.main.flip": 0.5},
+}  # fmt: skip
 
 # A value other than TINY's for every key that a resumed run can follow; "weights" where it must show in them after STEPS.
 ACTS = {
@@ -92,6 +95,8 @@ ACTS = {
     "method.patch_weight": (0.1, "weights"),
     "method.noise": (1.0, "weights"),
     "method.drop_path": (0.9, "weights"),
+    "method.scale_jitter": ([0.9, 1.0], "weights"),
+    "method.boxes_per_image": (64, "nothing"),  # of Mask R-CNN
     "optim.lr": (1e-3, "weights"),
     "optim.lr_batch_size": (16, "weights"),
     "optim.start_lr": (5e-3, "nothing"),  # the warm-up has none
@@ -158,12 +163,22 @@ REFUSED_VALUES = {
     "method.decoder.groups": 2,
     "method.averaged_layers": 2,
     "method.freeze_patches": False,
+    "method.detector": "mask_rcnn",
+    "method.channels": 64,
+    "method.frozen": True,
     "health.num_images": 16,
 }
 
 
+DATA = {}  # of methods that do not learn from the sample
+
+
+def data_of(values):
+    return DATA.get(values["method.name"], "sample:train")
+
+
 def train(out, values, **options):
-    return pretrain("sample:train", build_recipe(nest(values)), out, console=Console(quiet=True), **options)
+    return pretrain(data_of(values), build_recipe(nest(values)), out, console=Console(quiet=True), **options)
 
 
 def read_files(folder):
@@ -176,6 +191,11 @@ def _measure_no_peak():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hooks, "_peak", lambda *_: 1e12)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _draw_annotated_images(scenes):
+    DATA["detection"] = str(scenes / "train")
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +273,7 @@ def test_an_accepted_change_acts_and_is_recorded(halves, unchanged, tmp_path, ke
     (value, shows_in), method = ACTS[key], ACTED_ON[key]
     run = shutil.copytree(halves(method), tmp_path / "run")
     recipe = with_changes(build_recipe(nest(METHODS[method])), {key: value})
-    pretrain("sample:train", recipe, run, console=Console(quiet=True), resume=True, accept_changes=True)
+    pretrain(data_of(METHODS[method]), recipe, run, console=Console(quiet=True), resume=True, accept_changes=True)
     facts = json.loads((run / "run.json").read_text())
     assert find(facts["recipe"], key) == value != find(build_recipe(nest(METHODS[method])).model_dump(mode="json"), key)
     if shows_in == "weights":
@@ -276,7 +296,7 @@ def test_a_change_that_weights_cannot_follow_is_refused_and_nothing_is_lost(halv
     before = read_files(copy)
     changed = with_changes(build_recipe(nest(METHODS[method])), {key: REFUSED_VALUES[key]})
     with pytest.raises(ValueError, match=key.replace(".", r"\.")) as refusal:
-        pretrain("sample:train", changed, copy, console=Console(quiet=True), resume=True, accept_changes=True)
+        pretrain(data_of(METHODS[method]), changed, copy, console=Console(quiet=True), resume=True, accept_changes=True)
     assert "--init" in str(refusal.value) and len(str(refusal.value).splitlines()) == 1
     after = read_files(copy)
     after.pop(Path(".lock"), None)
