@@ -117,6 +117,10 @@ def _fit_to_method(base: Values, before: str, after: str) -> Values:
     return base | fitted
 
 
-def _find_kind(group: ViewGroup) -> tuple[int, bool, bool]:
-    """Number of views, whether they are masked, and whether several times: another method takes a group that agrees in these."""
-    return group.count, group.mask is None, group.mask is not None and group.mask.per_view > 1
+def _find_kind(group: ViewGroup) -> tuple[int, bool, bool, bool]:
+    """Number of views, whether they are masked, whether several times, and whether they are whole images.
+
+    Another method takes a group that agrees in these.
+    """
+    has_many_masks = group.mask is not None and group.mask.per_view > 1
+    return group.count, group.mask is None, has_many_masks, group.crop_scale is None

@@ -41,8 +41,8 @@ class MethodSection(Section):
     def check_patch(self, num_values: int) -> None:
         """ValueError if the method cannot work on patches of num_values values (pixels times channels)."""
 
-    def check_views(self, views: Mapping[str, ViewGroup]) -> None:
-        """ValueError if the method cannot take a group of views with such settings."""
+    def check_shapes(self, views: Mapping[str, ViewGroup], patch_size: int) -> None:
+        """ValueError if the method cannot take a group of views with such settings, or patches of patch_size px."""
 
 
 class Predictor(Section):
@@ -370,8 +370,15 @@ class Detection(MethodSection):
         """The losses, which are divided by the objects of a batch."""
         return "method.name detection"
 
-    def check_views(self, views: Mapping[str, ViewGroup]) -> None:
-        """Objects have to follow what is done to their image: scale, crop and mirror, which scale_jitter and flip say."""
+    def check_shapes(self, views: Mapping[str, ViewGroup], patch_size: int) -> None:
+        """Objects have to follow what is done to their image: scale, crop and mirror, which scale_jitter and flip say.
+
+        The finest map has two cells a patch's side for fcos, four for mask_rcnn.
+        """
+        if patch_size % (cells := {"fcos": 2, "mask_rcnn": 4}[self.detector]):
+            raise ValueError(
+                f"model.patch_size {patch_size} does not go with method.detector {self.detector}, which takes multiples of {cells}"
+            )
         for key, wanted in (("crop_scale", None), ("rand_augment", 0), ("size", None)):
             if (value := getattr(views["main"], key)) != wanted:
                 how = "null" if wanted is None else wanted

@@ -266,7 +266,7 @@ class Recipe(Section):
             if group.count != default.count and name not in self.method.ANY_COUNT:
                 raise ValueError(f"views.{name}.count {group.count}: method.name {self.method.name} takes {default.count}")
         self.method.check_patch(patch**2 * self.data.channels)
-        self.method.check_views(self.views)
+        self.method.check_shapes(self.views, patch)
         if self.data.batch_size != "auto":
             self._fits_in_parts(self.data.batch_size)
         return self

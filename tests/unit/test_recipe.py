@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -36,7 +37,7 @@ from openjepa.training import hooks
 from tests.models import small_recipe
 
 PACKAGE = Path(openjepa.__file__).parent
-METHODS = ["ijepa", "mae", "simclr", "byol", "mocov3", "dino", "ibot", "data2vec", "supervised"]
+METHODS = ["ijepa", "mae", "simclr", "byol", "mocov3", "dino", "ibot", "data2vec", "supervised", "detection"]
 SHIPPED = ["demo", "paper_vit_base_16", "paper_vit_giant_16", "paper_vit_huge_14", "paper_vit_huge_16_448",
            "paper_vit_large_16", "brief_vit_base_16", "mae_demo", "mae_vit_base_16",
            "small_1k", "small_10k", "small_100k", "small_1m", "mae_small", "simclr_small", "supervised_small",
@@ -219,6 +220,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(16):
         (folder / "ab"[number % 2]).mkdir(exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (16, 16), np.uint8)).save(folder / "ab"[number % 2] / f"{number}.png")
+    images = [{"id": n, "file_name": f"{'ab'[n % 2]}/{n}.png", "width": 16, "height": 16} for n in range(16)]
+    boxes = [{"id": n + 1, "image_id": n, "category_id": 1 + n % 2, "bbox": [2, 3, 8, 9]} for n in range(16)]
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]}
+    (folder / "annotations.json").write_text(json.dumps(content))
     return folder
 
 
@@ -232,9 +237,11 @@ def test_every_key_is_read_in_a_run_of_two_steps(
     """`openjepa recipes` shows the description; recipe/migrate.py reads the version, of plain values."""
     monkeypatch.setattr(hooks, "_peak", lambda *_: 1e12)
     masked = {"method.regularizer": TERM, "views.main.mask": UNION} if method in ("ijepa", "mae") else {}
+    has_objects = methods.SECTIONS[method].NEEDS_OBJECTS
+    changes = ("colour",) if has_objects else ("colour", "rand_augment")
     recipe = with_changes(small_recipe(method), masked | {
         "data.image_size": 16, "model.width": 16, "train.length": "2steps", "train.device": "cpu", "train.precision": "fp32",
-        **{f"views.{group}.{key}": 1 for group in methods.SECTIONS[method].VIEWS for key in ("colour", "rand_augment")},
+        **{f"views.{group}.{key}": 1 for group in methods.SECTIONS[method].VIEWS for key in changes},
         "health.num_images": 8,
         "health.probe": {"train": str(photos), "test": str(photos)},
     })  # fmt: skip
@@ -244,7 +251,8 @@ def test_every_key_is_read_in_a_run_of_two_steps(
     capsys.readouterr()
     keys = {re.sub(r"^views\.\w+\.", "views.main.", key) for key in recipe_keys(method)}  # reads do not tell groups apart
     unmasked = {key for key in keys if key.startswith("views.main.mask.") and not masked}
-    assert keys - unmasked - read == {"version"}
+    refused = {"views.main.crop_scale", "views.main.rand_augment", "views.main.rand_magnitude"} if has_objects else set()
+    assert keys - unmasked - refused - read == {"version"}
 
 
 def test_a_key_that_nobody_reads_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,6 +292,7 @@ BOUND = {"data.image_size", "data.batch_size", "train.accumulation_steps", "trai
            for key in ("count", "size", "mask", "rand_augment")),
          "optim.lr", "optim.start_lr", "optim.final_lr", "optim.betas", "data.white_level", "data.black_level"}  # fmt: skip
 BOUND |= {f"model.{key}" for key in sections.Model.model_fields}
+BOUND_IN = {("detection", "views.main.crop_scale"), ("detection", "method.channels")}
 OPTIONAL = {"method.regularizer": methods.Regularizer, "health.probe": sections.Probe}  # groups that may be null
 
 
@@ -296,7 +305,7 @@ def free_keys(method: str) -> dict[str, Any]:
             key, inner = prefix + name, find_section(field.annotation)
             if inner is not None and key not in OPTIONAL and not key.endswith(".mask"):
                 walk(inner, f"{key}.")
-            elif "." in key and key not in BOUND:
+            elif "." in key and key not in BOUND and (method, key) not in BOUND_IN:
                 found[key] = field.annotation
 
     kinds = {name: find_section(field.annotation) for name, field in Recipe.model_fields.items() if name != "views"}
@@ -432,8 +441,9 @@ def test_words_of_a_command_line_are_values() -> None:
         read_assignments(["optim.betas=[0.9"])
 
 
-def kind(group: ViewGroup) -> tuple[int, bool, bool]:
-    return group.count, group.mask is None, group.mask is not None and group.mask.per_view > 1
+def kind(group: ViewGroup) -> tuple[int, bool, bool, bool]:
+    many = group.mask is not None and group.mask.per_view > 1
+    return group.count, group.mask is None, many, group.crop_scale is None
 
 
 @pytest.mark.parametrize("shipped", ["demo", "small_10k", "simclr_small", "supervised_small"])
