@@ -50,11 +50,11 @@ def small_method(method: str = "ijepa", seed: int | None = None, **changes: obje
 
 
 def draw_objects(num_images: int, size: tuple[int, int], num_classes: int = 5, masks: bool = False) -> BatchObjects:
-    """One or two objects an image, in boxes of an eighth to a half of its sides; the images fill their views."""
+    """One to three objects an image, in boxes of an eighth to a half of its sides; the images fill their views."""
     height, width = size
     targets = []
     for number in range(num_images):
-        count = 1 + number % 2
+        count = 1 + number % 3  # no two parts of a batch hold as many
         corner = torch.rand(count, 2, generator=torch.Generator().manual_seed(number)) * torch.tensor([width / 2, height / 2])
         extent = torch.tensor([width / (2 + 3 * (number % 2)), height / 3]).expand(count, 2)
         boxes = torch.cat([corner, corner + extent], 1)

@@ -100,7 +100,12 @@ def test_what_cannot_be_used_is_one_line_and_ap_is_the_librarys_own(instances, m
     assert record["main"] == "mask_AP" and record["task"] == "instances" and record["interval"] is None
     assert (record["num_train"], record["num_test"], record["num_classes"], record["seed"]) == (25, 13, 12, 0)
     (line,) = (line for line in said.stderr.splitlines() if "train.json" in line)
-    for kind in ("1 images that are missing", "1 boxes without area", "1 annotations of unknown categories", "1 annotations without a box"):
+    for kind in (
+        "1 images that are missing",
+        "1 boxes without area",
+        "1 annotations of unknown categories",
+        "1 annotations without a box",
+    ):
         assert kind in line
     for part, kind in (("mask", "segm"), ("box", "bbox")):
         ours = [record["scores"][f"{part}_{name}"]["value"] for name in ("AP", "AP50", "AP75")]
@@ -153,7 +158,9 @@ def test_from_a_pretrained_encoder_frozen_or_not_on_few_images(messy: Path, tmp_
     start = load_file(next((tmp_path / "pretrained" / "checkpoints").glob("*.safetensors")))
     for frozen in (True, False):
         out = tmp_path / f"frozen-{frozen}"
-        words = words_of(messy, out, "detection", tmp_path / "pretrained", "train.length=2steps", f"method.frozen={frozen}".lower())
+        words = words_of(
+            messy, out, "detection", tmp_path / "pretrained", "train.length=2steps", f"method.frozen={frozen}".lower()
+        )
         words[words.index("--train") + 1] = f"few:8:1:{messy / 'train'}"
         said = openjepa(*words)
         record = last_record(said)

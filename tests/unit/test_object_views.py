@@ -83,7 +83,9 @@ def test_batches_depend_on_seed_and_position_alone(scenes):
     group = (GroupSettings("main", GROUP, (32, 32), (4, 4)),)
 
     def read(start, **more):
-        settings = StreamSettings(group, 6, seed=1, with_objects=ObjectSettings((0.5, 1.5), with_masks=True), **{"workers": 0} | more)
+        settings = StreamSettings(
+            group, 6, seed=1, with_objects=ObjectSettings((0.5, 1.5), with_masks=True), **{"workers": 0} | more
+        )
         return list(training_batches(source, settings, start_step=start, total_steps=5))
 
     whole, late, shared = read(0), read(3), read(0, workers=2)
