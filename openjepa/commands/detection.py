@@ -34,7 +34,7 @@ from openjepa.recipe.files import AUTO, load_recipe
 from openjepa.recipe.methods import DETECTION_TASKS, Detection
 from openjepa.recipe.sections import Recipe
 from openjepa.runs.folder import Row, RunFolder
-from openjepa.runs.paths import user_path
+from openjepa.runs.paths import absolute_path, user_path
 from openjepa.weights.load import EncoderName, load_reading
 
 RECIPES = {"detection": "detection_small", "instances": "instances_small"}
@@ -165,7 +165,7 @@ def measure(run: RunFolder, train: str, test: str, held_out: AnnotatedSource, de
         say(f"what is found will not be written: {error}")
         place = None
     outcome = score_trained(trained, held_out, facts["num_images"], settings["seed"], place)
-    record = make_record(outcome, subject, train, test) | ({} if place is None else {"predictions": str(place)})
+    record = make_record(outcome, subject, train, test) | ({} if place is None else {"predictions": absolute_path(place)})
     keep_record(run, record, say)
     return record
 

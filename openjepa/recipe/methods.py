@@ -375,9 +375,10 @@ class Detection(MethodSection):
 
         The finest map has two cells a patch's side for fcos, four for mask_rcnn.
         """
-        if patch_size % (cells := {"fcos": 2, "mask_rcnn": 4}[self.detector]):
+        detector, cells = self.detector, {"fcos": 2, "mask_rcnn": 4}[self.detector]
+        if patch_size % cells:
             raise ValueError(
-                f"model.patch_size {patch_size} does not go with method.detector {self.detector}, which takes multiples of {cells}"
+                f"model.patch_size {patch_size} does not go with method.detector {detector}: it takes multiples of {cells}"
             )
         for key, wanted in (("crop_scale", None), ("rand_augment", 0), ("size", None)):
             if (value := getattr(views["main"], key)) != wanted:

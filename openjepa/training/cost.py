@@ -2,7 +2,8 @@
 
 A product of (n, k) and (k, m) counts 2nkm; norms, softmax, GELU, losses and regularisers count nothing, as is usual (Kaplan
 et al. 2020, arXiv 2001.08361, section 2.1). Only what the recipe demands is counted: real tokens and no padding, the context
-projected once for all blocks, the predictor's last layer at the targets alone, and no gradients of images. PyTorch's own
+projected once for all blocks, the predictor's last layer at the targets alone, and no gradients of images. Of a detector only
+the encoder and linear maps are counted, not its convolutions. PyTorch's own
 counter agrees on steps without padding (tests/unit/test_cost.py), but counts padding and losses where there are some, and
 took 10 to 27 CPU seconds for a recipe, as it needs a step of every image. docs/performance.md writes the sum out.
 """
@@ -39,6 +40,7 @@ def count_flops(method: Method, recipe: Recipe) -> float:
     if isinstance(method, Data2Vec):
         return count_data2vec(method, recipe)
     vit, flops = method.context_encoder, 0.0
+    passes = TRAINED if any(weight.requires_grad for weight in vit.blocks.parameters()) else 1  # a frozen one has no gradients
     for name, group in recipe.views.items():
         rows, columns = recipe.grid_of(group)
         seen = torch.full((group.count,), float(rows * columns), dtype=torch.float64)
@@ -46,7 +48,7 @@ def count_flops(method: Method, recipe: Recipe) -> float:
             1 + rows * columns if group.mask is not None else 1
         )  # iBOT's head sees every patch of a masked view
         flops += _embed(vit) * (2 if vit.patch_embed.proj.weight.requires_grad else 1) * float(seen.sum())
-        flops += TRAINED * _count_layers(vit, seen) + vectors * TRAINED * _count_maps(method, trained=True)
+        flops += passes * _count_layers(vit, seen) + vectors * TRAINED * _count_maps(method, trained=True)
         if isinstance(method, MomentumMethod) and name in method.seen_by_target:
             flops += _embed(vit) * float(seen.sum()) + _count_layers(vit, seen)
             flops += vectors * _count_maps(method, trained=False)
