@@ -210,6 +210,35 @@ def embed(
     print(f"{rows} rows in {out}")
 
 
+def energy(
+    run: RunPath,
+    images: DataSpec,
+    out: Path,
+    share: float = 0.05,
+    most_draws: int = 64,
+    maps: int = 24,
+    seed: int = 0,
+    device: str = "auto",
+) -> None:
+    """Write how badly a run predicts hidden patches of each image and each patch, averaged over masks, with heat maps.
+
+    Args:
+        run: A run folder or checkpoint file of a method that predicts hidden patches: ijepa or mae.
+        images: A folder of images, sample:train, or fashion-mnist:FOLDER:train.
+        out: The new folder: energy.parquet, patches.parquet and maps/.
+        share: Masks are drawn until the standard error of an image's energy is this share of it.
+        most_draws: Or until so many are drawn.
+        maps: How many images are drawn, those of the highest energy.
+        seed: Of the masks.
+        device: auto, cpu, cuda or cuda:N.
+    """
+    from openjepa.commands.energy import energy as measure
+    from openjepa.evals.energy import Drawing
+
+    drawing = Drawing(share, most_draws, seed)
+    print(measure(run, images, out, drawing=drawing, maps=maps, device=device))
+
+
 def import_weights(
     file: Annotated[Positional[Path], arg(metavar="FILE")],
     out: Path,
@@ -483,6 +512,7 @@ def main(argv: list[str] | None = None) -> None:
             "pretrain": make_pretrain(edit.read_assignments(assignments)),
             "finetune": make_finetune(edit.read_assignments(assignments)), "predict": predict,
             "evaluate": make_evaluate() if verb == "evaluate" else describe_evaluate, "embed": embed,
+            "energy": energy,
             "import": import_weights, "export": export, "masks": masks, "report": report, "health": health, "recipes": recipes,
             "keys": keys,
             "doctor": doctor, "bench": bench, "pack": pack, "make-scenes": make_scenes, "ablate": ablate,

@@ -144,7 +144,7 @@ def stream_features(
     assert len(source) > 0, source.spec
     place = torch.device(device)
     batches = evaluation_batches(source, encoder.size, batch_size=batch_size, workers=workers)
-    with _evaluating(encoder, place), closing(batches), _progress_bar(label) as progress:
+    with _evaluating(encoder, place), closing(batches), progress_bar(label) as progress:
         task = progress.add_task(label or "", total=len(source))
         for images, image_idx, skipped in batches:
             with torch.inference_mode(), autocast(place, precision):  # not around the yield: it would reach the caller
@@ -260,7 +260,7 @@ def _evaluating(encoder: ImageEncoder, device: torch.device) -> Iterator[None]:
         encoder.train(was_training)
 
 
-def _progress_bar(label: str | None) -> Progress:
+def progress_bar(label: str | None) -> Progress:
     """A bar on standard error that leaves nothing behind; silent unless standard error is a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

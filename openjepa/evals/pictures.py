@@ -25,6 +25,8 @@ GOLDEN = 0.618033988749895  # of the colour circle from class to class: neighbou
 GAP_PX = 4
 SHORTEST_PX = 256  # of a picture's sides; smaller images are enlarged by whole factors
 MASK_OPACITY = 0.45
+HEAT_OPACITY = 0.6
+UNKNOWN = 128  # grey level of patches that have no value
 
 
 def pick_colour(number: int) -> tuple[int, int, int]:
@@ -54,6 +56,21 @@ def put_side_by_side(pictures: Sequence[Picture]) -> Sheet:
     large = [picture.repeat(factor, 0).repeat(factor, 1) for picture in pictures]
     gap = np.full((large[0].shape[0], GAP_PX, 3), 255, np.uint8)
     return np.concatenate([part for picture in large for part in (gap, picture)][1:], axis=1)
+
+
+def draw_heat(pixels: Pixels, values: Float32[np.ndarray, "rows columns"], lowest: float, highest: float) -> Picture:
+    """An image in grey under one colour a patch, from dark at the lowest value to bright at the highest; NaN has no colour."""
+    from matplotlib import colormaps  # here: it takes a second, which every evaluation would pay
+
+    shares = (np.nan_to_num(values, nan=lowest) - lowest) / max(highest - lowest, 1e-12)
+    colours = 255 * colormaps["inferno"](shares.clip(0, 1))[:, :, :3]
+    colours[np.isnan(values)] = UNKNOWN
+    height, width = pixels.shape[:2]
+    rows = np.arange(height) * values.shape[0] // height
+    columns = np.arange(width) * values.shape[1] // width
+    grey = to_rgb(pixels).mean(2, keepdims=True)
+    blended: Picture = (grey + HEAT_OPACITY * (colours[rows][:, columns] - grey)).round().astype(np.uint8)
+    return blended
 
 
 def draw_objects(

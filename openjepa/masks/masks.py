@@ -114,5 +114,12 @@ class Masks:
         return self.context_idx, self.context_lengths, self.target_idx, self.target_lengths
 
 
+def every_patch(num_images: int, num_patches: int) -> Masks:
+    """Every patch as the one target block, to have the targets of whole images; the context is not to be looked at."""
+    every = torch.arange(num_patches).expand(num_images, -1)
+    lengths = torch.full((num_images,), num_patches)
+    return Masks(every, lengths, every[:, None], lengths[:, None])
+
+
 def _real_entries(idx: Tensor, lengths: Tensor) -> Tensor:
     return torch.arange(idx.shape[-1], device=idx.device) < lengths.unsqueeze(-1)

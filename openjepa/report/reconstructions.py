@@ -18,7 +18,7 @@ from torch.nn import functional
 from openjepa.data.loader import evaluation_batches
 from openjepa.data.sources import ImageSource, spread
 from openjepa.engine.neighbours import find_neighbours
-from openjepa.masks import Masks, sample_masks
+from openjepa.masks import Masks, every_patch, sample_masks
 from openjepa.methods.ijepa import IJEPA
 from openjepa.methods.mae import MAE
 from openjepa.methods.masked import MaskedMethod
@@ -82,7 +82,7 @@ def encode_pool(
     tokens, patches = [], []
     for step, (images, _, _) in enumerate(evaluation_batches(pool, recipe.data.size, batch_size=POOL_BATCH, indices=chosen_idx)):
         if not sees_targets_alone:
-            masks = _all_patches(len(images), num_patches)
+            masks = every_patch(len(images), num_patches)
         else:
             masks = sample_masks(recipe.mask, recipe.grid, len(images), seed=recipe.train.seed, step=step + 1)
         with torch.inference_mode():
@@ -129,13 +129,6 @@ def _normalise(
     trained: TrainedMethod, images: UInt8[Tensor, "batch channels height width"]
 ) -> Float[Tensor, "batch channels height width"]:
     return normalise(images, torch.tensor(trained.mean).view(-1, 1, 1), torch.tensor(trained.std).view(-1, 1, 1))
-
-
-def _all_patches(num_images: int, num_patches: int) -> Masks:
-    """Every patch as the one target block; the context is not looked at."""
-    every = torch.arange(num_patches).expand(num_images, -1)
-    lengths = torch.full((num_images,), num_patches)
-    return Masks(every, lengths, every[:, None], lengths[:, None])
 
 
 def _mark(idx: Int64[Tensor, "batch entries"], grid: tuple[int, int]) -> Flags:

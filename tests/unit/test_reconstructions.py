@@ -15,7 +15,7 @@ from openjepa.data.sources import ArraySource
 from openjepa.engine import neighbours
 from openjepa.engine.checkpoint import write_checkpoint
 from openjepa.engine.neighbours import find_neighbours
-from openjepa.masks import Masks, sample_masks
+from openjepa.masks import Masks, every_patch, sample_masks
 from openjepa.methods.ijepa import IJEPA
 from openjepa.methods.mae import MAE
 from openjepa.methods.make import make_method
@@ -164,5 +164,5 @@ def test_hidden_patches_are_grey_and_shown_ones_as_they_are() -> None:
 
 
 def test_masks_of_all_patches() -> None:
-    every = beliefs._all_patches(2, 9)
+    every = every_patch(2, 9)
     assert isinstance(every, Masks) and every.target_mask.all() and every.target_idx[1, 0].tolist() == list(range(9))
