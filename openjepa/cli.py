@@ -102,7 +102,7 @@ def make_evaluate() -> Callable[..., None]:
             encoder: Which encoder of a run; random is the untrained one, pixels the raw image.
             layers: How many last layers of the encoder pooled features are of; the paper takes 1 or 4.
             train_annotations: Of segmentation: a COCO file, or a folder of label maps, where none lies beside the images.
-            test_annotations: The same, of the test images.
+            test_annotations: The same, of the test images; of anomaly, the folder of label maps of defects.
             ignore_zero: Of segmentation: ignore 0 in label maps (ADE20K), else the background; 255 is always ignored.
             pictures: Of segmentation: a folder for pictures of test images, each beside its truth and its prediction.
             accuracy: What labels-needed asks for, as in 0.9; 95 % of what all labels give if not given.
@@ -219,6 +219,10 @@ def energy(
     maps: int = 24,
     seed: int = 0,
     device: str = "auto",
+    defects: bool = False,
+    annotations: str | None = None,
+    normal: str | None = None,
+    mae: Path | None = None,
 ) -> None:
     """Write how badly a run predicts hidden patches of each image and each patch, averaged over masks, with heat maps.
 
@@ -231,12 +235,21 @@ def energy(
         maps: How many images are drawn, those of the highest energy.
         seed: Of the masks.
         device: auto, cpu, cuda or cuda:N.
+        defects: IMAGES has a class folder normal or good and others, of defects: score how well the energy tells them apart.
+        annotations: With --defects, the folder of label maps of defects, where none is found beside IMAGES.
+        normal: With --defects, normal training images; the distance to the nearest of them is scored too.
+        mae: With --defects, a run of MAE whose energies are scored too.
     """
     from openjepa.commands.energy import energy as measure
     from openjepa.evals.energy import Drawing
+    from openjepa.commands.energy import Defects
 
     drawing = Drawing(share, most_draws, seed)
-    print(measure(run, images, out, drawing=drawing, maps=maps, device=device))
+    for line in measure(run, images, out, drawing=drawing, maps=maps, defects=asked if defects else None, device=device):
+        print(line)
+    asked = Defects(annotations, normal, mae)
+    if not defects and asked != Defects():
+        raise ValueError("--annotations, --normal and --mae are for scores of defects: add --defects")
 
 
 def import_weights(
@@ -440,7 +453,12 @@ def demo(out: Path = Path("runs/demo"), minutes: float | None = None) -> None:
 
 
 def make_scenes(
-    out: Annotated[Positional[Path], arg(metavar="OUT")], train: int = 10_000, test: int = 2_000, size: int = 64, seed: int = 0
+    out: Annotated[Positional[Path], arg(metavar="OUT")],
+    train: int = 10_000,
+    test: int = 2_000,
+    size: int = 64,
+    seed: int = 0,
+    defects: float = 0.0,
 ) -> None:
     """Draw a labelled data set of textured scenes, with COCO boxes and masks: docs/scenes.md.
 
@@ -452,8 +470,9 @@ def make_scenes(
         seed: Of everything that is drawn.
     """
     from openjepa.data.scenes.make import make_scenes as make
+        defects: Share of the test scenes that have a defect in OUT/defects, which holds all of them again, with label maps.
 
-    make(out, train=train, test=test, size=size, seed=seed)
+    make(out, train=train, test=test, size=size, seed=seed, defects=defects)
     print(f"{train} training and {test} test scenes in {out}")
     print(f"Next: openjepa doctor {out / 'train'}; labels are the folders, boxes and masks are in {out / 'annotations'}")
 

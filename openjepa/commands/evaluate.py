@@ -142,7 +142,7 @@ def keep_record(run: RunFolder, record: Row, warn: Callable[[str], None]) -> Non
 def name_record(record: Row) -> str:
     """The file name of an evaluation's record: the same for the same question, and another one for every other."""
     question = [record[key] for key in ("task", "encoder", "layers", "train_path", "test_path", "seed", "step", "sha256")]
-    asked = ("train_annotations", "test_annotations", "ignore_zero", "accuracy_asked")
+    asked = ("train_annotations", "test_annotations", "ignore_zero", "accuracy_asked", "share", "most_draws", "head")
     question += [f"{key}={record[key]}" for key in asked if key in record]
     short = hashlib.sha256(json.dumps(question).encode()).hexdigest()[:8]
     return f"{record['task']}-{record['encoder']}-step-{record['step']}-{short}"

@@ -7,6 +7,7 @@ tests/contract/test_tasks.py holds every row to the same contract.
 
 from __future__ import annotations
 
+from openjepa.evals.anomaly import AnomalyTask
 from openjepa.evals.attentive import score_attentive
 from openjepa.evals.knn import score_knn
 from openjepa.evals.labels_needed import score_labels_needed
@@ -25,5 +26,6 @@ TASKS: dict[str, Task] = {
     "labels-needed": FeatureTask("labels-needed", "Labels needed", score_labels_needed, options=("accuracy",)),
     "retrieval": FeatureTask("retrieval", "Retrieval", score_retrieval),
     "robustness": Robustness(),
-    "segmentation": SegmentationTask("segmentation", "Linear segmentation"),
+    "segmentation": SegmentationTask("segmentation", "Segmentation"),
+    "anomaly": AnomalyTask("anomaly", "Anomaly detection"),
 }

@@ -34,15 +34,16 @@ KINDS = {
 
 
 def make_trained(method: str = "ijepa", **changes: object) -> TrainedMethod:
-    smaller = {"data__image_size": 24, "model__width": 16} | (
-        {"method__predictor__width": 8, "method__predictor__depth": 1} if method in ("ijepa", "mae") else {}
-    )
-    recipe = small_recipe(method, **smaller, **changes)
+    smaller = {"data__image_size": 24, "model__width": 16}
+    if method in ("ijepa", "mae"):
+        smaller |= {"method__predictor__width": 8, "method__predictor__depth": 1}
+    recipe = small_recipe(method, **(smaller | changes))
     torch.manual_seed(0)
     built = make_method(recipe).eval()
     for weight in built.parameters():  # fresh predictors are nearly 0 and have nearly one error everywhere
         weight.data += 0.1 * torch.randn_like(weight)
-    return TrainedMethod(built, recipe, [0.4], [0.3])
+    channels = recipe.data.channels
+    return TrainedMethod(built, recipe, [0.4] * channels, [0.3] * channels)
 
 
 def make_source(count: int = 5, seed: int = 0) -> ArraySource:
@@ -128,7 +129,7 @@ def test_a_heat_map_is_brightest_where_the_energy_is_highest() -> None:
 
 def write_run(path: Path, trained: TrainedMethod) -> Path:
     tensors = {f"method.{name}": value for name, value in trained.method.state_dict().items()}
-    info = {"recipe": trained.recipe.model_dump(mode="json"), "mean": [0.4], "std": [0.3], "step": 1}
+    info = {"recipe": trained.recipe.model_dump(mode="json"), "mean": trained.mean, "std": trained.std, "step": 1}
     write_checkpoint(path, tensors, info)
     return path
 

@@ -4,6 +4,9 @@ OUT/train/<class of the largest object>/000001.png, OUT/test/..., OUT/annotation
 Annotations follow T.-Y. Lin et al. 2014 (arXiv 1405.0312), format at cocodataset.org: ids from 1, file names relative to the
 split's folder, bbox [x, y, width, height] and area in pixels of what is seen of an object, its mask as uncompressed run lengths.
 Images are the same however many processes draw them. The folder is written beside OUT and renamed when it is whole.
+
+With defects OUT/defects has the test scenes again, a share of them with a defect: images/normal, images/<kind of defect>, label
+maps of the same names in annotations (0 where nothing is wrong, 1 + number of the kind), and defects.json. All else stays.
 """
 
 from __future__ import annotations
@@ -20,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt8
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from openjepa.data.scenes.defects import KINDS, has_defect, render_defect
 from openjepa.data.scenes.scene import CLASSES, SPLITS, Scene, render_scene
 from openjepa.runs.atomic import whole
 from openjepa.runs.folder import write_json
@@ -33,6 +37,7 @@ from openjepa.runs.version import __version__
 
 SIZES_PX = (32, 1024)
 CHUNK = 64  # images a task
+NORMAL = "normal"  # the folder of scenes without a defect
 LICENSE = "CC0-1.0"  # of the images: drawn by a program, no one's
 
 Row = dict[str, Any]
@@ -48,26 +53,35 @@ class Chunk:
     last: int
     size: int
     seed: int
+    defects: Path | None = None  # the folder of scenes with and without a defect, if they are asked for
+    share: float = 0.0  # of scenes with a defect
 
 
-def make_scenes(out: Path, *, train: int, test: int, size: int, seed: int, processes: int | None = None) -> None:
+def make_scenes(
+    out: Path, *, train: int, test: int, size: int, seed: int, defects: float = 0.0, processes: int | None = None
+) -> None:
     """Draw training and test scenes of size x size pixels into a new folder; None takes every core.
 
+    defects: about this share of the test scenes has a defect in OUT/defects.
     Raises ValueError if OUT exists or a value is out of range, OSError where it cannot be written.
     """
-    _check(out, {"train": train, "test": test}, size, seed)
+    _check(out, {"train": train, "test": test}, size, seed, defects)
     counts = dict(zip(SPLITS, (train, test), strict=True))
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole(out) as folder:
         folder.mkdir()
+        places = {"test": folder / "defects"} if defects else {}
         chunks = [
-            Chunk(folder / split, split, first, min(first + CHUNK, count), size, seed)
+            Chunk(folder / split, split, first, min(first + CHUNK, count), size, seed, places.get(split), defects)
             for split, count in counts.items()
             for first in range(0, count, CHUNK)
         ]
         for split in SPLITS:
             for name in CLASSES:
                 (folder / split / name).mkdir(parents=True)
+        for kind in (NORMAL, *KINDS) if defects else ():
+            for part in ("images", "annotations"):
+                (folder / "defects" / part / kind).mkdir(parents=True)
         scenes: dict[str, list[Row]] = {split: [] for split in SPLITS}
         with _progress_bar() as progress:
             task = progress.add_task("Drawing scenes", total=train + test)
@@ -78,7 +92,10 @@ def make_scenes(out: Path, *, train: int, test: int, size: int, seed: int, proce
         for split in SPLITS:
             content = json.dumps(_to_coco(scenes[split], split), separators=(",", ":"))
             (folder / "annotations" / f"{split}.json").write_text(content + "\n", "utf-8")
-        write_json(folder / "dataset.json", _describe(counts, size, seed))
+        write_json(folder / "dataset.json", _describe(counts, size, seed, defects))
+        if defects:
+            listed = [row["defect"] for row in sorted(scenes["test"], key=lambda row: int(row["id"])) if row["defect"]]
+            write_json(folder / "defects" / "defects.json", {"kinds": list(KINDS), "defects": listed})
 
 
 def encode_mask(mask: Bool[np.ndarray, "height width"]) -> Row:
@@ -89,7 +106,7 @@ def encode_mask(mask: Bool[np.ndarray, "height width"]) -> Row:
     return {"size": list(mask.shape), "counts": [0, *counts] if pixels[0] else counts}
 
 
-def _check(out: Path, counts: dict[str, int], size: int, seed: int) -> None:
+def _check(out: Path, counts: dict[str, int], size: int, seed: int, defects: float) -> None:
     if out.exists() or out.is_symlink():
         raise ValueError(f"{out} exists; name a new folder")
     for split, count in counts.items():
@@ -101,6 +118,8 @@ def _check(out: Path, counts: dict[str, int], size: int, seed: int) -> None:
         raise ValueError(f"--size {size} is out of range; scenes have {SIZES_PX[0]} to {SIZES_PX[1]} pixels a side")
     if seed < 0:
         raise ValueError(f"--seed {seed} is negative; take 0 or more")
+    if not 0 <= defects <= 1:
+        raise ValueError(f"--defects {defects:g} is out of range; it is a share of the test scenes, 0 to 1")
 
 
 def _draw_all(chunks: list[Chunk], processes: int) -> Iterator[tuple[Chunk, list[Row]]]:
@@ -147,9 +166,24 @@ def _draw_chunk(chunk: Chunk) -> list[Row]:
                 "height": chunk.size,
                 "license": 1,
                 "annotations": annotations,
+                "defect": None if chunk.defects is None else _draw_defect(chunk, chunk.defects, index, scene.pixels),
             }
         )
     return rows
+
+
+def _draw_defect(chunk: Chunk, folder: Path, index: int, pixels: UInt8[np.ndarray, "size size 3"]) -> Row | None:
+    """Write a scene with a defect or, as it is, one without, and its label map; what is wrong with it, if anything."""
+    if not has_defect(chunk.seed, chunk.split, index, chunk.share):
+        name, changed, row = f"{NORMAL}/{index + 1:06d}.png", np.zeros(pixels.shape[:2], np.uint8), None
+    else:
+        scene = render_defect(chunk.seed, chunk.split, index, chunk.size)
+        name, pixels, changed = f"{scene.kind}/{index + 1:06d}.png", scene.pixels, scene.changed
+        area = int(np.count_nonzero(changed))
+        row = {"file_name": name, "kind": scene.kind, "class": CLASSES[scene.class_number], "area": area}
+    Image.fromarray(pixels).save(folder / "images" / name)
+    Image.fromarray(changed).save(folder / "annotations" / name)
+    return row
 
 
 def _annotate(scene: Scene) -> Iterator[Row]:
@@ -172,7 +206,7 @@ def _to_coco(rows: Iterable[Row], split: str) -> Row:
     images: list[Row] = []
     annotations: list[Row] = []
     for row in sorted(rows, key=lambda row: row["id"]):
-        images.append({key: value for key, value in row.items() if key != "annotations"})
+        images.append({key: value for key, value in row.items() if key not in ("annotations", "defect")})
         for annotation in row["annotations"]:
             annotations.append({"id": len(annotations) + 1, "image_id": row["id"], **annotation})
     return {
@@ -184,12 +218,13 @@ def _to_coco(rows: Iterable[Row], split: str) -> Row:
     }
 
 
-def _describe(counts: dict[str, int], size: int, seed: int) -> Row:
+def _describe(counts: dict[str, int], size: int, seed: int, defects: float) -> Row:
     """dataset.json: what it takes to make the set again."""
     flags = " ".join(f"--{split} {count}" for split, count in counts.items())
+    end = f" --defects {defects:g}" if defects else ""
     return {
         "description": "Scenes of one large and up to three smaller textured shapes; the folder names the class of the largest",
-        "command": f"openjepa make-scenes OUT {flags} --size {size} --seed {seed}",
+        "command": f"openjepa make-scenes OUT {flags} --size {size} --seed {seed}{end}",
         "version": __version__,
         "license": LICENSE,
         "images": counts,

@@ -9,13 +9,14 @@ background.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFilter
 
 from openjepa.data.scenes.shapes import SHAPES, Part, Shape
-from openjepa.data.scenes.surfaces import draw_surface, to_srgb
+from openjepa.data.scenes.surfaces import draw_base, draw_surface, to_srgb
 
 SPLITS = ("train", "test")
 CLASSES = list(SHAPES)
@@ -29,7 +30,7 @@ TRIES, MAIN_TRIES = 20, 1000  # places tried; the largest object finds one in tw
 GRID = 32  # pixels a side of the grid on which places are tried
 OVERSAMPLING = 4  # a side, for smooth edges
 
-# What a generator is for: the last number of its seed.
+# What a generator is for: the last number of its seed. defects.py has 2.
 SCENE, ORDER = 0, 1
 
 
@@ -64,16 +65,36 @@ class Placed:
         return np.asarray(Image.fromarray(rasterise(self.shape, fine, fine * np.sqrt(self.area), centre)).reduce(OVERSAMPLING))
 
 
+class Tint(NamedTuple):
+    """A part of an object that gets another colour, far from the object's own and from the background's."""
+
+    number: int  # of the object, from the back
+    region: Float[np.ndarray, "size size"]  # share of each pixel
+    draw: np.random.Generator
+
+
 def render_scene(seed: int, split: str, index: int, size: int) -> Scene:
     """The scene with this number at size x size pixels; another size shows the same scene, sharper or coarser."""
-    draw = np.random.default_rng([seed, SPLITS.index(split), index, SCENE])
-    stack = arrange(draw, choose_class(seed, split, index))
+    draw, stack = lay_out(seed, split, index)
     covers = [placed.cover(size) for placed in stack]
     by_area = sorted(range(len(stack)), key=lambda number: -stack[number].area)
-    owners = np.zeros((size, size), np.uint8)
-    for number, cover in enumerate(covers):
-        owners[cover >= 128] = 1 + by_area.index(number)
+    numbers = np.array([0, *(1 + by_area.index(number) for number in range(len(stack)))], np.uint8)
+    owners: UInt8[np.ndarray, "size size"] = numbers[find_owners(covers)]
     return Scene(paint(draw, covers, size), owners, [stack[number].class_number for number in by_area])
+
+
+def lay_out(seed: int, split: str, index: int) -> tuple[np.random.Generator, list[Placed]]:
+    """The objects of the scene with this number from back to front, and the generator that goes on to paint it."""
+    draw = np.random.default_rng([seed, SPLITS.index(split), index, SCENE])
+    return draw, arrange(draw, choose_class(seed, split, index))
+
+
+def find_owners(covers: list[UInt8[np.ndarray, "size size"]]) -> UInt8[np.ndarray, "size size"]:
+    """Which object is seen at each pixel, counted from 1 at the back; 0 is background."""
+    owners = np.zeros_like(covers[0])
+    for number, cover in enumerate(covers, start=1):
+        owners[cover >= 128] = number
+    return owners
 
 
 def choose_class(seed: int, split: str, index: int) -> int:
@@ -152,15 +173,23 @@ def all_seen(stack: list[Placed]) -> bool:
     return True
 
 
-def paint(draw: np.random.Generator, covers: list[UInt8[np.ndarray, "size size"]], size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """Background, then from back to front every object with its shadow and lit edges, in Oklab; then a light over all."""
+def paint(
+    draw: np.random.Generator, covers: list[UInt8[np.ndarray, "size size"]], size: int, tint: Tint | None = None
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Background, then from back to front every object with its shadow and lit edges, in Oklab; then a light over all.
+
+    tint: a part of an object in another colour, which changes no other draw.
+    """
     background = draw_surface(draw, size, [])
     canvas = background.pixels.copy()
     angle = draw.uniform(0, 2 * np.pi)
     light = np.array([np.cos(angle), np.sin(angle)], np.float32)  # x and y of where it comes from
     relief, shade = draw.uniform(0.1, 0.3), draw.uniform(0.05, 0.2)
-    for cover in covers:
+    for number, cover in enumerate(covers):
         surface = draw_surface(draw, size, [background.base])
+        if tint is not None and number == tint.number:
+            base = draw_base(tint.draw, [surface.base, background.base])
+            surface.pixels[...] += tint.region[:, :, None] * (base - surface.base).astype(np.float32)
         canvas[:, :, 0] -= shade * blur(shift(cover, -light * size / 32), size / 40)
         down, right = np.gradient(blur(cover, size / 64))
         lit = surface.pixels.copy()

@@ -45,15 +45,20 @@ class Surface(NamedTuple):
 
 def draw_surface(draw: np.random.Generator, size: int, avoided: list[Float[np.ndarray, " 3"]]) -> Surface:
     """A pattern of two colours whose mean is at least CONTRAST from those avoided, or the farthest of 30 if none is."""
-    candidates = [_draw_colour(draw) for _ in range(30)]
-    distances = [min((float(np.linalg.norm(colour - other)) for other in avoided), default=np.inf) for colour in candidates]
-    far = [number for number, distance in enumerate(distances) if distance >= CONTRAST]
-    base = candidates[far[0] if far else int(np.argmax(distances))]
+    base = draw_base(draw, avoided)
     step = draw.normal(size=3) * [1.0, 0.5, 0.5]  # mostly lightness
     step *= draw.uniform(*WITHIN) / np.linalg.norm(step)
     names = list(PATTERNS)
     pattern = PATTERNS[names[draw.integers(len(names))]](draw, *_turned_coordinates(draw, size))
     return Surface(base, (base + (pattern[:, :, None] - 0.5) * step).astype(np.float32))
+
+
+def draw_base(draw: np.random.Generator, avoided: list[Float[np.ndarray, " 3"]]) -> Float[np.ndarray, " 3"]:
+    """A colour at least CONTRAST from those avoided, or the farthest of 30 if none is."""
+    candidates = [_draw_colour(draw) for _ in range(30)]
+    distances = [min((float(np.linalg.norm(colour - other)) for other in avoided), default=np.inf) for colour in candidates]
+    far = [number for number, distance in enumerate(distances) if distance >= CONTRAST]
+    return candidates[far[0] if far else int(np.argmax(distances))]
 
 
 def to_srgb(colours: Oklab) -> UInt8[np.ndarray, "*pixels 3"]:
