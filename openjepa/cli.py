@@ -87,6 +87,7 @@ def make_evaluate() -> Callable[..., None]:
         ignore_zero: bool = False,
         pictures: Path | None = None,
         accuracy: float | None = None,
+        head: Literal["linear", "upernet"] = "linear",
         seed: int = 0,
         device: str = "auto",
         json: bool = False,
@@ -106,11 +107,12 @@ def make_evaluate() -> Callable[..., None]:
             ignore_zero: Of segmentation: ignore 0 in label maps (ADE20K), else the background; 255 is always ignored.
             pictures: Of segmentation: a folder for pictures of test images, each beside its truth and its prediction.
             accuracy: What labels-needed asks for, as in 0.9; 95 % of what all labels give if not given.
+            head: Of segmentation: linear, or upernet, which sees four scales and costs far more.
             seed: Of what a task draws: held-out images, first weights, labelled images, noise.
             device: auto, cpu, cuda or cuda:N.
             json: Print the JSON line alone.
         """
-        settings = TaskSettings(layers, train_annotations, test_annotations, ignore_zero, pictures, accuracy)
+        settings = TaskSettings(layers, train_annotations, test_annotations, ignore_zero, pictures, accuracy, head)
         record = measure(spec, task, train, test, encoder, layers=layers, settings=settings, seed=seed, device=device)
         if not json:
             if not record.get("unit"):
@@ -217,12 +219,12 @@ def energy(
     share: float = 0.05,
     most_draws: int = 64,
     maps: int = 24,
-    seed: int = 0,
-    device: str = "auto",
     defects: bool = False,
     annotations: str | None = None,
     normal: str | None = None,
     mae: Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
 ) -> None:
     """Write how badly a run predicts hidden patches of each image and each patch, averaged over masks, with heat maps.
 
@@ -233,23 +235,23 @@ def energy(
         share: Masks are drawn until the standard error of an image's energy is this share of it.
         most_draws: Or until so many are drawn.
         maps: How many images are drawn, those of the highest energy.
-        seed: Of the masks.
-        device: auto, cpu, cuda or cuda:N.
         defects: IMAGES has a class folder normal or good and others, of defects: score how well the energy tells them apart.
         annotations: With --defects, the folder of label maps of defects, where none is found beside IMAGES.
         normal: With --defects, normal training images; the distance to the nearest of them is scored too.
         mae: With --defects, a run of MAE whose energies are scored too.
+        seed: Of the masks.
+        device: auto, cpu, cuda or cuda:N.
     """
+    from openjepa.commands.energy import Defects
     from openjepa.commands.energy import energy as measure
     from openjepa.evals.energy import Drawing
-    from openjepa.commands.energy import Defects
 
-    drawing = Drawing(share, most_draws, seed)
-    for line in measure(run, images, out, drawing=drawing, maps=maps, defects=asked if defects else None, device=device):
-        print(line)
     asked = Defects(annotations, normal, mae)
     if not defects and asked != Defects():
         raise ValueError("--annotations, --normal and --mae are for scores of defects: add --defects")
+    drawing = Drawing(share, most_draws, seed)
+    for line in measure(run, images, out, drawing=drawing, maps=maps, defects=asked if defects else None, device=device):
+        print(line)
 
 
 def import_weights(
@@ -468,9 +470,9 @@ def make_scenes(
         test: Test images; none of them is among the training images.
         size: Pixels a side.
         seed: Of everything that is drawn.
+        defects: Share of the test scenes that have a defect in OUT/defects, which holds all of them again, with label maps.
     """
     from openjepa.data.scenes.make import make_scenes as make
-        defects: Share of the test scenes that have a defect in OUT/defects, which holds all of them again, with label maps.
 
     make(out, train=train, test=test, size=size, seed=seed, defects=defects)
     print(f"{train} training and {test} test scenes in {out}")

@@ -128,6 +128,7 @@ def _list_choices(settings: TaskSettings) -> dict[str, Any]:
     named = {"train_annotations": settings.train_annotations, "test_annotations": settings.test_annotations}
     found: dict[str, Any] = {key: canonical_spec(value) for key, value in named.items() if value is not None}
     found |= {"ignore_zero": True} if settings.ignore_zero else {}
+    found |= {} if settings.head == DEFAULTS.head else {"head": settings.head}
     return found | ({} if settings.accuracy is None else {"accuracy_asked": settings.accuracy})
 
 

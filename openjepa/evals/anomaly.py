@@ -164,7 +164,8 @@ def count_pixels(
     seen = defect[find_view(defect.astype(np.uint8), size)]
     rows, columns = (np.arange(side) * count // side for side, count in zip(seen.shape, grid, strict=True))
     patch = rows[:, None] * grid[1] + columns[None, :]
-    return tuple(np.bincount(patch[part], minlength=num_patches).astype(np.float64) for part in (~seen, seen))
+    normal, wrong = (np.bincount(patch[part], minlength=num_patches).astype(np.float64) for part in (~seen, seen))
+    return normal, wrong
 
 
 def score_auroc(

@@ -1,14 +1,15 @@
-"""Linear segmentation: a linear classifier of patch features, whose scores are upsampled to the label map; the encoder is frozen.
+"""Segmentation on frozen features: a linear classifier of patches, whose scores are upsampled to label maps, or UPerNet's head.
 
 Source: the linear protocol of DINOv2, Oquab et al. 2023 (arXiv 2304.07193, section 7.4): scores on the grid of patches, bilinear
 to pixels. Heads of a grid of learning rates and weight decays train together by AdamW on cached features, as in attentive.py. The
-one with the best mean IoU on a held-out tenth of the training images is trained again on all of them, and tested once.
+one with the best mean IoU on a held-out tenth of the training images is trained again on all of them, and tested once. The head
+`upernet` (nn/upernet.py), the brief's protocol, costs far more, so it trains once, by one setting, on all training images.
 
 Images are seen through the evaluation view: shorter side resized, middle cut out. Heads train on maps of CELLS x CELLS cells a
 patch, or of the view's pixels where these are fewer, each with the class at its middle: between patches scores are straight
 lines, so finer maps teach little more and cost the square. Test maps keep their own pixels, and scores are upsampled to them, so
 that encoders of different sizes answer for the same pixels. How maps are scored is in iou.py. Left out: sliding windows,
-augmented views, a head on several layers, and UPerNet.
+augmented views, and a head on several layers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,16 +37,20 @@ from openjepa.evals.iou import Tally
 from openjepa.evals.linear import hold_out
 from openjepa.evals.outcome import Outcome
 from openjepa.evals.pictures import colour_map, put_side_by_side, to_rgb, write_picture
-from openjepa.evals.task import TaskSettings, refuse_unread
+from openjepa.evals.task import Head, TaskSettings, refuse_unread
+from openjepa.nn.pyramid import SCALES
+from openjepa.nn.upernet import UPerNet
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 DECAYS = (1e-3, 0.1)
+UPERNET = (1e-3, 0.05)  # learning rate and weight decay; not compared with others
 STEPS = 1000
 BATCH = 16  # images
 CELLS = 4  # a patch's side, of the maps that heads train on
 WARMUP_FRAC = 0.1
 MOST_SCORES = 2**25  # held at a time: of all heads, classes and pixels of a part of a batch
 NUM_PICTURES = 24
+PIXEL_MAPS = 16  # of an UPerNet's channels that a training step holds at the finest level, about
 HEADS = 13  # what a generator is for: the second number of its seed
 
 Box = tuple[slice, slice]  # rows, columns
@@ -94,6 +99,9 @@ class LinearHeads(nn.Module):
         return by_head
 
 
+SegmentationHead = LinearHeads | UPerNet
+
+
 @dataclass(frozen=True)
 class SegmentationTask:
     """A task on images with label maps."""
@@ -105,7 +113,7 @@ class SegmentationTask:
         self, train: str, test: str, channels: int, settings: TaskSettings, reading: Reading = AS_STORED
     ) -> tuple[ImageSource, ImageSource]:
         """Images with label maps, of folders or COCO masks."""
-        refuse_unread(self.name, ("train_annotations", "test_annotations", "ignore_zero", "pictures"), settings)
+        refuse_unread(self.name, ("train_annotations", "test_annotations", "ignore_zero", "pictures", "head"), settings)
         return (
             open_mapped(train, channels, settings.train_annotations, ignore_zero=settings.ignore_zero, reading=reading),
             open_mapped(test, channels, settings.test_annotations, ignore_zero=settings.ignore_zero, reading=reading),
@@ -123,8 +131,7 @@ class SegmentationTask:
         grid = features.patch_shape()[:2]
         lesson = prepare(train, known, grid, features.encoder.size, features.device)
         with threads_for(lesson.tokens.numel()):
-            choice = choose_setting(lesson, seed)
-            head = train_heads(lesson, torch.arange(len(lesson.maps)), [choice.setting], seed)
+            head, hyper_parameters = train_best(lesson, settings.head, seed)
         tally = Tally(len(train.map_classes), train.background)
         patches = ((torch.from_numpy(seen.rows) - lesson.mean) / lesson.std).unflatten(1, grid)
         for place, index in enumerate(seen.image_idx.tolist()):
@@ -143,14 +150,27 @@ class SegmentationTask:
             num_test=len(seen.image_idx),
             num_classes=len(train.map_classes),
             seed=seed,
-            hyper_parameters={
-                "lr": choice.setting.lr, "weight_decay": choice.setting.weight_decay,
-                "num_held_out": choice.num_held_out, "held_out_miou": choice.miou,
-            },
+            hyper_parameters=hyper_parameters,
             warnings=_list_warnings(train, test, known, seen),
             predictions=np.empty(0, np.int64),
             classes=train.map_classes,
-        )  # fmt: skip
+            note="" if settings.head == "linear" else f"head {settings.head}",
+        )
+
+
+def train_best(lesson: Lesson, head: Head, seed: int) -> tuple[SegmentationHead, dict[str, float | int]]:
+    """A head trained on all images, and what of its training was set or chosen."""
+    all_idx = torch.arange(len(lesson.maps))
+    if head == "upernet":
+        setting = Setting(*UPERNET)
+        network = train_upernet(lesson, all_idx, setting, seed)
+        return network, {"lr": setting.lr, "weight_decay": setting.weight_decay, "channels": network.channels, "steps": STEPS}
+    choice = choose_setting(lesson, seed)
+    chosen: dict[str, float | int] = {
+        "lr": choice.setting.lr, "weight_decay": choice.setting.weight_decay,
+        "num_held_out": choice.num_held_out, "held_out_miou": choice.miou,
+    }  # fmt: skip
+    return train_heads(lesson, all_idx, [choice.setting], seed), chosen
 
 
 def match_classes(train: MappedSource, test: MappedSource) -> UInt8[np.ndarray, " 256"]:
@@ -224,10 +244,37 @@ def choose_setting(lesson: Lesson, seed: int) -> Choice:
 def train_heads(lesson: Lesson, chosen_idx: Int[Tensor, " chosen"], grid: list[Setting], seed: int) -> LinearHeads:
     """One head for each setting, trained by AdamW on the chosen images; all see the same batches."""
     heads = LinearHeads(len(grid), lesson.tokens.shape[-1], lesson.num_classes).to(lesson.device)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [heads.weights[number], heads.bias[number]], "lr": 0.0, "weight_decay": setting.weight_decay}
         for number, setting in enumerate(grid)
     ]
+    descend(heads, groups, [setting.lr for setting in grid], lesson, chosen_idx, seed, _part_size(lesson, len(grid)))
+    return heads
+
+
+def train_upernet(lesson: Lesson, chosen_idx: Int[Tensor, " chosen"], setting: Setting, seed: int) -> UPerNet:
+    """A UPerNet-like head, trained by AdamW on the chosen images."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = UPerNet(lesson.tokens.shape[-1], lesson.num_classes)
+    network.to(lesson.device)
+    finest = math.prod(lesson.tokens.shape[1:3]) * int(SCALES[0]) ** 2
+    part_size = max(1, MOST_SCORES // (PIXEL_MAPS * network.channels * finest))
+    groups = [{"params": list(network.parameters()), "lr": 0.0, "weight_decay": setting.weight_decay}]
+    descend(network, groups, [setting.lr], lesson, chosen_idx, seed, part_size)
+    return network
+
+
+def descend(
+    heads: SegmentationHead,
+    groups: list[dict[str, Any]],
+    rates: list[float],
+    lesson: Lesson,
+    chosen_idx: Int[Tensor, " chosen"],
+    seed: int,
+    part_size: int,
+) -> None:
+    """STEPS of AdamW on batches of the chosen images; groups and rates: one a head. part_size: images at a time."""
     optimizer = torch.optim.AdamW(groups)
     generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, HEADS]).integers(2**62)))
     waiting = chosen_idx[:0]
@@ -236,22 +283,21 @@ def train_heads(lesson: Lesson, chosen_idx: Int[Tensor, " chosen"], grid: list[S
             waiting = torch.cat([waiting, chosen_idx[torch.randperm(len(chosen_idx), generator=generator)]])
         batch_idx, waiting = waiting[:BATCH], waiting[BATCH:]
         share = min((step + 1) / (WARMUP_FRAC * STEPS), 0.5 * (1 + math.cos(math.pi * step / STEPS)))
-        for group, setting in zip(optimizer.param_groups, grid, strict=True):
-            group["lr"] = setting.lr * share
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * share
         optimizer.zero_grad(set_to_none=True)
         num_counted = max(int((lesson.maps[batch_idx] != IGNORED).sum()), 1)
-        for part_idx in batch_idx.split(_part_size(lesson, len(grid))):
+        for part_idx in batch_idx.split(part_size):
             tokens, maps = lesson.take(part_idx)
-            truth = maps.long().repeat_interleave(len(grid), dim=0)
+            truth = maps.long().repeat_interleave(len(rates), dim=0)
             scores = heads(tokens, tuple(maps.shape[1:]))
             loss = functional.cross_entropy(scores, truth, ignore_index=IGNORED, reduction="sum") / num_counted
             loss.backward()
         optimizer.step()
-    return heads
 
 
 @torch.inference_mode()
-def predict_map(head: LinearHeads, tokens: Float[Tensor, "down across dim"], size: tuple[int, int]) -> LabelMap:
+def predict_map(head: SegmentationHead, tokens: Float[Tensor, "down across dim"], size: tuple[int, int]) -> LabelMap:
     """The class of every pixel of a map of a height and width, by a single head."""
     classes: LabelMap = head(tokens[None], size)[0].argmax(0).to(torch.uint8).cpu().numpy()
     return classes

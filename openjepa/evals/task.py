@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from openjepa.data.reading import AS_STORED, Reading
 from openjepa.data.sources import ImageSource, open_labelled
 from openjepa.evals.features import FeatureStore
 from openjepa.evals.outcome import Outcome
+
+Head = Literal["linear", "upernet"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class TaskSettings:
     ignore_zero: bool = False
     pictures: Path | None = None
     accuracy: float | None = None
+    head: Head = "linear"
 
 
 class Task(Protocol):

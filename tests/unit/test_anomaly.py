@@ -22,7 +22,7 @@ def few_resamples(monkeypatch):
     monkeypatch.setattr(anomaly, "RESAMPLES", 50)
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(st.integers(2, 30), st.integers(1, 8), st.integers(0, 2**32 - 1))
 def test_areas_are_those_of_scikit_learn(num_images, levels, seed):
     """With ties, and with weights: a value that stands for several pixels."""

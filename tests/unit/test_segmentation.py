@@ -1,4 +1,4 @@
-"""Linear segmentation: scores against torchmetrics, heads against what can be known of them, and the command line."""
+"""Segmentation by linear heads: scores against torchmetrics, heads against what can be known of them, and the command line."""
 
 import json
 

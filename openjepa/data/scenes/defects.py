@@ -68,7 +68,8 @@ class Plan(NamedTuple):
             changed = (before == 1 + self.number) & (self.region(size) >= 0.5)
         else:
             changed = before != find_owners(self.cover(stack, size))
-        return changed * np.uint8(1 + KINDS.index(self.kind))
+        marked: UInt8[np.ndarray, "size size"] = changed * np.uint8(1 + KINDS.index(self.kind))
+        return marked
 
 
 def has_defect(seed: int, split: str, index: int, share: float) -> bool:
