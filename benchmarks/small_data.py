@@ -13,18 +13,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from openjepa.commands.ablate import COLUMNS
 from openjepa.commands.auto import choose
-from openjepa.commands.compare import Variant, compare, measure_baselines, slug, tabulate
+from openjepa.commands.compare import describe_exam
+from openjepa.commands.rows import Budget, Entrant, Variant, list_baselines
+from openjepa.commands.trials import Exam, check_trials, list_trials, run_trials, share_cores
 from openjepa.data.batch import MAIN
 from openjepa.data.sources import name_held_out
 from openjepa.engine.precision import pick_device
 from openjepa.recipe.edit import flatten, with_changes
 from openjepa.recipe.files import AUTO, load_recipe
 from openjepa.recipe.sections import Recipe
+from openjepa.report.league import Words, to_markdown
+from openjepa.report.standings import Result, Standings, list_scores
 from openjepa.runs.atomic import write_atomic
 from openjepa.runs.environment import describe_machine, describe_versions
 
@@ -187,6 +191,18 @@ def list_rows(question: str, base: Recipe, only: list[str] | None) -> list[Varia
     return [row for row in changing if only is None or row is AS_IS or row.name in only]
 
 
+def run_rows(rows: list[Entrant], exam: Exam, seeds: int, out: Path, jobs: int) -> list[Result]:
+    """Every row with seeds 0, 1, ..., told on standard error; by seed, then row."""
+
+    def note(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    trials = list_trials(rows, exam, range(seeds), out, share_cores(jobs))
+    check_trials(trials, note)
+    names = [row.name for row in rows]
+    return sorted(run_trials(trials, note, jobs), key=lambda result: (result.seed or 0, names.index(result.row)))
+
+
 def main() -> None:
     """Run the questions and write their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -202,28 +218,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", help="names of rows, none for the first row alone, which is always run")
     asked = parser.parse_args()
-    if (asked.steps is None) == (asked.minutes is None):
-        parser.error("a budget is either --steps or --minutes")
-    base = open_recipe(asked.recipe, asked.data)
-    budget = {"train.length": f"{asked.minutes:g}minutes" if asked.minutes else f"{asked.steps}steps"}
+    base, budget = open_recipe(asked.recipe, asked.data), Budget(asked.minutes, asked.steps)
+    common = {"train.length": budget.length(base)}
     rows = {question: list_rows(question, base, asked.only) for question in asked.questions}
     if unknown := set(asked.only or ()) - {row.name for question in asked.questions for row in rows[question]}:
         parser.error(f"--only: no such row, or one that changes nothing here: {', '.join(sorted(unknown))}")
-    variants = {row.name: Variant(row.name, budget | row.changes) for question in asked.questions for row in rows[question]}
-    test = asked.test or name_held_out(asked.data) or asked.data
-    outcomes = compare(
-        list(variants.values()), base, asked.data, test, seeds=asked.seeds, out=asked.out, labels=asked.labels, jobs=asked.jobs,
-        note=lambda line: print(line, file=sys.stderr, flush=True),
-    )  # fmt: skip
-    folders = [asked.out / f"{slug(AS_IS.name)}-{seed}" for seed in range(asked.seeds)]
-    baselines = measure_baselines(folders, asked.labels or asked.data, test)
+    entrants = {row.name: row.over(base, common) for question in asked.questions for row in rows[question]}
+    baselines = list_baselines(entrants[AS_IS.name])
+    labels = asked.labels or asked.data
+    exam = Exam(asked.data, labels, asked.test or name_held_out(asked.data) or asked.data, COLUMNS)
+    results = run_rows([*entrants.values(), *baselines], exam, asked.seeds, asked.out, asked.jobs)
     tables = {question: asked.out / f"{question}.md" for question in asked.questions}
     for question, table in tables.items():
-        of_question = [outcome for row in rows[question] for outcome in outcomes if outcome.variant == row.name]
-        write_atomic(table, tabulate([*of_question, *baselines], AS_IS.name) + "\n")
+        names = {row.name for row in (*rows[question], *baselines)}
+        standings = Standings([result for result in results if result.row in names], COLUMNS, AS_IS.name)
+        words = Words(f"{question}: recipe {base.name}, {asked.data}, {budget} a run", describe_exam(exam))
+        write_atomic(table, to_markdown(standings, words))
     record = {
         "benchmark": "small_data", "command": " ".join(["python", *sys.argv]), "questions": asked.questions, "recipe": base.name,
-        "outcomes": [asdict(outcome) for outcome in outcomes], "tables": [str(table) for table in tables.values()],
+        "outcomes": list_scores(results), "tables": [str(table) for table in tables.values()],
         "machine": describe_machine(pick_device(base.train.device)), "versions": describe_versions(),
     }  # fmt: skip
     print(json.dumps(record))

@@ -18,8 +18,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.small_data import FASHION, list_rivals, open_recipe
-from openjepa.commands.compare import RunResult, Variant, compare, slug
+from benchmarks.small_data import FASHION, list_rivals, open_recipe, run_rows
+from openjepa.commands.ablate import COLUMNS
+from openjepa.commands.rows import slug
+from openjepa.commands.trials import Exam
 from openjepa.data.sources import name_held_out
 from openjepa.engine.precision import pick_device
 from openjepa.runs.atomic import write_atomic
@@ -96,12 +98,9 @@ def main() -> None:
     asked = parser.parse_args()
     base = open_recipe(asked.recipe, asked.data)
     budget = PROBE | {"train.length": f"{asked.minutes:g}minutes", "health.probe_every_steps": asked.probe_every}
-    variants = [Variant(row.name, budget | row.changes) for row in list_rivals(base)]
-    test = name_held_out(asked.data) or asked.data
-    outcomes: list[RunResult] = compare(
-        variants, base, asked.data, test, seeds=asked.seeds, out=asked.out, jobs=asked.jobs,
-        note=lambda line: print(line, file=sys.stderr, flush=True),
-    )  # fmt: skip
+    variants = list_rivals(base)
+    exam = Exam(asked.data, asked.data, name_held_out(asked.data) or asked.data, COLUMNS)
+    results = run_rows([row.over(base, budget) for row in variants], exam, asked.seeds, asked.out, asked.jobs)
     folders = {row.name: [RunFolder(asked.out / f"{slug(row.name)}-{seed}") for seed in range(asked.seeds)] for row in variants}
     curves = {
         f"recipe {base.name}" if name == variants[0].name else name: [read_curve(run, base.batch_size) for run in runs]
@@ -112,7 +111,7 @@ def main() -> None:
     draw(curves, pixels, asked.out / "time_to_accuracy.png")
     record: dict[str, Any] = {
         "benchmark": "time_to_accuracy", "command": " ".join(["python", *sys.argv]), "unit": "minutes", "marks": MARKS,
-        "curves": curves, "final": [[o.variant, o.seed, o.knn, o.linear, o.linear_4] for o in outcomes],
+        "curves": curves, "final": [[found.row, found.seed, *map(found.value, COLUMNS)] for found in results],
         "machine": describe_machine(pick_device(base.train.device)), "versions": describe_versions(),
     }  # fmt: skip
     print(json.dumps(record))

@@ -479,6 +479,55 @@ def make_scenes(
     print(f"Next: openjepa doctor {out / 'train'}; labels are the folders, boxes and masks are in {out / 'annotations'}")
 
 
+def make_compare(changes: dict[str, Any], command: str) -> Callable[..., None]:
+    """The compare command with the recipe keys that the command line changes in all rows; command: as the user wrote it."""
+
+    def compare(
+        rows: Annotated[Positional[tuple[str, ...]], arg(metavar="ROW")],
+        data: str,
+        out: Path,
+        test: str | None = None,
+        labels: str | None = None,
+        tasks: str = "knn,linear",
+        minutes: float | None = None,
+        steps: int | None = None,
+        images: int | None = None,
+        seeds: str = "0,1,2",
+        reference: str | None = None,
+    ) -> None:
+        """Compare recipes, methods, runs and other encoders: same images, encoder, budget, seeds and tasks, in one table.
+
+        The same command goes on with what was interrupted. Rows, seeds, tasks and other test images can be added to OUT; a row
+        whose recipe or training images changed is refused. KEY=VALUE changes a value of all rows that are trained.
+
+        Args:
+            rows: A recipe's name or file, a method (its small recipe) or auto, each also as NAME,KEY=VALUE,...: trained with
+                every seed, all with the encoder of the first. random:ROW and pixels:ROW: what such a row starts from, and sees.
+                Only measured: a run folder or checkpoint file, timm:NAME, timm:NAME:FILE, hf:FOLDER.
+            data: Images that runs see without labels; class sub-folders give the labels that supervised training and tasks need.
+            out: The folder to write: table.md, compare.html, results.parquet, and a run folder for each row and seed.
+            test: Labelled images to test on; the test part beside the labels if not given.
+            labels: Labelled images to fit tasks on; those of DATA if not given.
+            tasks: Tasks of `openjepa evaluate` between commas; linear:4 is of the last four layers.
+            minutes: Training time of each run; this or steps or images.
+            steps: Optimizer steps of each run.
+            images: Images that each run sees.
+            seeds: Seeds between commas.
+            reference: The row that others are compared with, seed by seed; the first if not given.
+        """
+        from openjepa.commands.compare import compare as run_rows
+        from openjepa.commands.compare import read_seeds
+        from openjepa.commands.rows import Budget
+
+        print(run_rows(
+            rows, data, out, tasks=tasks, budget=Budget(minutes, steps, images), seeds=read_seeds(seeds), changes=changes,
+            labels=labels, test=test, reference=reference, command=command,
+            note=lambda line: print(line, file=sys.stderr, flush=True),
+        ), end="")  # fmt: skip
+
+    return compare
+
+
 def ablate(
     table: Annotated[Positional[Literal["masking", "target", "momentum", "predictor", "augmentation"]], arg(metavar="TABLE")],
     data: str,
@@ -506,16 +555,13 @@ def ablate(
         jobs: Runs at the same time; they share the machine's cores.
     """
     from openjepa.commands.ablate import ablate as run_rows
-    from openjepa.data.sources import name_held_out
+    from openjepa.commands.compare import find_test
 
-    held_out = test or name_held_out(labels or data)
-    if held_out is None:
-        raise ValueError(f"no test images are known for {labels or data}; name them with --test")
     base = files.load_recipe(recipe)
     print(run_rows(
-        table, base, data, held_out, out, seeds=seeds, labels=labels, minutes=minutes, steps=steps, jobs=jobs,
-        note=lambda line: print(line, file=sys.stderr, flush=True),
-    ))  # fmt: skip
+        table, base, data, find_test(labels or data, test), out, seeds=seeds, labels=labels, minutes=minutes, steps=steps,
+        jobs=jobs, note=lambda line: print(line, file=sys.stderr, flush=True),
+    ), end="")  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -527,7 +573,7 @@ def main(argv: list[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         arguments = [expand_word(word) for word in arguments]
-        verb = arguments[0] if arguments else ""
+        verb, words = arguments[0] if arguments else "", shlex.join(["openjepa", *arguments])
         arguments, assignments = split_assignments(arguments) if verb in _WITH_RECIPE else (arguments, [])
         commands: dict[str, Callable[..., Any]] = {
             "pretrain": make_pretrain(edit.read_assignments(assignments)),
@@ -536,8 +582,8 @@ def main(argv: list[str] | None = None) -> None:
             "energy": energy,
             "import": import_weights, "export": export, "masks": masks, "report": report, "health": health, "recipes": recipes,
             "keys": keys,
-            "doctor": doctor, "bench": bench, "pack": pack, "make-scenes": make_scenes, "ablate": ablate,
-            "demo": demo,
+            "doctor": doctor, "bench": bench, "pack": pack, "make-scenes": make_scenes,
+            "compare": make_compare(edit.read_assignments(assignments), words), "ablate": ablate, "demo": demo,
         }  # fmt: skip
         shown = {name: command if name == verb else _named_only(command) for name, command in commands.items()}
         tyro.extras.subcommand_cli_from_dict(shown, prog="openjepa", args=arguments, description=_DESCRIPTION)
@@ -555,7 +601,8 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         _fail("interrupted", status=130)
     except Interrupted as stop:
-        _fail(f"stopped before step {stop.step}, state saved; add --resume to go on", status=128 + stop.signal_number)
+        how = "the same command goes on" if verb in _REPEATABLE else "add --resume to go on"
+        _fail(f"stopped before step {stop.step}, state saved; {how}", status=128 + stop.signal_number)
 
 
 _DESCRIPTION = "I-JEPA on your own images: from a folder to features, and the truth about whether it is learning."
@@ -596,9 +643,10 @@ def split_assignments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return rest, assignments
 
 
-_WITH_RECIPE = ("pretrain", "finetune")  # commands that take values of a recipe
+_WITH_RECIPE = ("pretrain", "finetune", "compare")  # commands that take values of a recipe
+_REPEATABLE = ("compare", "ablate")  # commands that go on where they stopped
 # Their flags whose next word is the flag's, whatever it looks like.
-_WITH_VALUE = ("--out", "--recipe", "--init", "--train", "--test", "--task", "--encoder")
+_WITH_VALUE = ("--out", "--recipe", "--init", "--train", "--test", "--task", "--encoder", "--data", "--labels", "--reference")
 _KEY = re.compile(r"[a-z_]+(\.[\w-]+)*")
 
 

@@ -14,15 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from openjepa.commands.compare import Variant, compare, measure_baselines, slug, tabulate
+from openjepa.commands.compare import describe_exam, run_comparison
+from openjepa.commands.rows import Budget, Variant, list_baselines
+from openjepa.commands.trials import Exam
 from openjepa.data.batch import MAIN
 from openjepa.recipe.edit import with_changes
 from openjepa.recipe.files import load_recipe
 from openjepa.recipe.methods import Masked
 from openjepa.recipe.sections import Recipe
 from openjepa.recipe.views import ViewGroup
-from openjepa.runs.atomic import write_atomic
+from openjepa.report.league import Words
+from openjepa.report.standings import Column
 
+# The paper's linear probe takes the last layer or the last four (2301.08243, A.2).
+COLUMNS = (Column("knn"), Column("linear"), Column("linear", 4))
 Ablation = Literal["masking", "target", "momentum", "predictor", "augmentation"]
 
 
@@ -60,29 +65,21 @@ def ablate(
     """Run a table's rows with every seed and give the table in Markdown, which OUT/table.md holds as well.
 
     labels: labelled images to fit the probes on; those of train if not given. minutes or steps: the budget of each run; exactly
-    one of them. Raises ValueError as compare does.
+    one of them. Raises ValueError as run_comparison does.
     """
-    if (minutes is None) == (steps is None):
-        raise ValueError("a budget is either --minutes or --steps")
-    common = {"train.length": f"{minutes:g}minutes" if minutes else f"{steps}steps", "method.name": "ijepa"}
-    rows = [
-        Row(Variant(row.variant.name, common | row.variant.changes), row.claim, row.claimed_speed)
-        for row in list_rows(ablation, base)
-    ]
-    outcomes = compare(
-        [row.variant for row in rows], base, train, test, seeds=seeds, out=out, labels=labels, jobs=jobs, note=note
-    )
-    chosen = rows[-1].variant.name
-    outcomes += measure_baselines([out / f"{slug(chosen)}-{seed}" for seed in range(seeds)], labels or train, test)
-    extra = {"the brief's claim": [f"{row.claim:.1f}" for row in rows]}
+    budget = Budget(minutes, steps)
+    common = {"train.length": budget.length(base), "method.name": "ijepa"}
+    rows = list_rows(ablation, base)
+    entrants = [row.variant.over(base, common) for row in rows]
+    chosen = entrants[-1]
+    extra = {"the brief's claim": {row.variant.name: f"{row.claim:.1f}" for row in rows}}
     if any(row.claimed_speed for row in rows):
-        extra["the brief's speed"] = [f"{row.claimed_speed:.1f}" for row in rows]
-    length = f"{minutes:g} minutes" if minutes else f"{steps} steps"
+        extra["the brief's speed"] = {row.variant.name: f"{row.claimed_speed:.1f}" for row in rows}
+    exam = Exam(train, labels or train, test, COLUMNS)
     probed = f", probes on {labels}" if labels else ""
-    title = f"{ablation}: recipe {base.name}, {train}{probed}, {length} a run, {jobs} at a time"
-    table = f"{title}\n\n{tabulate(outcomes, chosen, extra)}\n"
-    write_atomic(out / "table.md", table)
-    return table
+    title = f"{ablation}: recipe {base.name}, {train}{probed}, {budget} a run, {jobs} at a time"
+    words = Words(title, describe_exam(exam), extra=extra)
+    return run_comparison([*entrants, *list_baselines(chosen)], exam, range(seeds), out, chosen.name, words, jobs=jobs, note=note)
 
 
 def _masking(_base: Recipe) -> list[Row]:

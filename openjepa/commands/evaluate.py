@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from openjepa.runs.folder import Row, RunFolder
 from openjepa.runs.version import __version__
 
 DEFAULTS = TaskSettings()
+LONGEST_NAME = 60  # letters of an encoder's name in that of a file
 
 
 def evaluate(
@@ -83,28 +85,55 @@ def evaluate_many(
     RUN/cache, for the next evaluation. note receives progress messages; warn a line where the run folder cannot take the
     record.
     """
-    for task, _ in tasks:
-        if task not in TASKS:
-            raise ValueError(f"no task {task!r}; there are {', '.join(TASKS)}")
+    require_tasks([task for task, _ in tasks])
     place = str(pick_device(device))
     records: list[dict[str, Any]] = []
     for choice in encoders:
         subject = open_encoder(spec, train, choice, place)
         folder = subject.run.cache if subject.run and keep_features and choice != "pixels" else None  # pixels need no encoder
-        store = FeatureStore(subject.encoder, subject.weights, folder=folder, device=place, label=subject.name)
-        for task, layers in tasks:
-            if choice == "pixels" and layers != 1 and len(tasks) > 1:
-                continue
-            note(f"{task} on {subject.name}" + (f", last {layers} layers" if layers != 1 else ""))
-            chosen = replace(settings, layers=layers)
-            sources = TASKS[task].open(train, test, subject.encoder.channels, chosen, subject.reading)
-            for line in () if (choice, task) != (encoders[0], tasks[0][0]) else _say_left_out(sources):
-                warn(line)
-            outcome = TASKS[task].evaluate(store, *sources, chosen, seed)
-            records.append(make_record(outcome, subject, train, test, chosen))
+        fitting = [pair for pair in tasks if choice != "pixels" or pair[1] == 1 or len(tasks) == 1]
+        say = warn if choice == encoders[0] else lambda _: None
+        for record in measure(
+            subject, fitting, train, test, settings=settings, seed=seed, device=place, features=folder, note=note, warn=say
+        ):
+            records.append(record)
             if subject.run is not None:
-                keep_record(subject.run, records[-1], warn)
+                keep_record(subject.run, record, warn)
     return records
+
+
+def measure(
+    subject: Subject,
+    tasks: Sequence[tuple[str, int]],
+    train: str,
+    test: str,
+    *,
+    settings: TaskSettings = DEFAULTS,
+    seed: int = 0,
+    device: str = "cpu",
+    features: Path | None = None,
+    note: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Iterator[Row]:
+    """The record of an encoder by one task (name, layers) after another; its features are extracted once.
+
+    features: a folder that keeps them for later. warn: a line for files that were left out of the data.
+    """
+    store = FeatureStore(subject.encoder, subject.weights, folder=features, device=device, label=subject.name)
+    for place, (task, layers) in enumerate(tasks):
+        note(f"{task} on {subject.name}" + (f", last {layers} layers" if layers != 1 else ""))
+        chosen = replace(settings, layers=layers)
+        sources = TASKS[task].open(train, test, subject.encoder.channels, chosen, subject.reading)
+        for line in _say_left_out(sources) if place == 0 else ():
+            warn(line)
+        outcome = TASKS[task].evaluate(store, *sources, chosen, seed)
+        yield make_record(outcome, subject, train, test, chosen)
+
+
+def require_tasks(names: Iterable[str]) -> None:
+    """ValueError for a task that is none."""
+    if unknown := next((name for name in names if name not in TASKS), None):
+        raise ValueError(f"no task {unknown!r}; there are {', '.join(TASKS)}")
 
 
 def _say_left_out(sources: tuple[ImageSource, ImageSource]) -> list[str]:
@@ -121,6 +150,12 @@ def make_record(outcome: Outcome, subject: Subject, train: str, test: str, setti
         | subject.facts
         | {"version": __version__, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     )
+
+
+def ask(subject: Subject, task: str, layers: int, train: str, test: str, seed: int = 0) -> Row:
+    """What a record says of its question, for name_record before anything is measured; settings are left as they are."""
+    paths = {"train_path": canonical_spec(train), "test_path": canonical_spec(test)}
+    return {"task": task, "encoder": subject.name, "layers": layers, "seed": seed} | paths | subject.facts
 
 
 def _list_choices(settings: TaskSettings) -> dict[str, Any]:
@@ -146,4 +181,6 @@ def name_record(record: Row) -> str:
     asked = ("train_annotations", "test_annotations", "ignore_zero", "accuracy_asked", "share", "most_draws", "head")
     question += [f"{key}={record[key]}" for key in asked if key in record]
     short = hashlib.sha256(json.dumps(question).encode()).hexdigest()[:8]
-    return f"{record['task']}-{record['encoder']}-step-{record['step']}-{short}"
+    step = "" if record["step"] is None else f"-step-{record['step']}"  # None: of an encoder that is no run's
+    encoder = re.sub(r"[^\w.-]+", "-", record["encoder"])[:LONGEST_NAME]  # hf:FOLDER
+    return f"{record['task']}-{encoder}{step}-{short}"

@@ -14,10 +14,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from openjepa.data.depth import measure_reading
+from openjepa.data.depth import measure_reading, settle
 from openjepa.data.inspect import look_at
 from openjepa.data.normalization import find_normalization
-from openjepa.data.reading import AS_STORED, Reading
+from openjepa.data.reading import AS_STORED, Reading, reading_of
 from openjepa.data.sources import open_source
 from openjepa.engine.checkpoint import digest, load_checkpoint
 from openjepa.engine.precision import pick_device
@@ -25,6 +25,7 @@ from openjepa.evals.features import ImageEncoder, RawPixels
 from openjepa.methods.make import make_encoder
 from openjepa.nn.encoder import Encoder
 from openjepa.recipe.files import list_recipes, load_recipe
+from openjepa.recipe.sections import Recipe
 from openjepa.runs.folder import RunFolder
 from openjepa.runs.paths import absolute_path, user_path
 from openjepa.weights.hf import load_hf_encoder
@@ -94,12 +95,18 @@ def _load_candidate(checkpoint: Path, name: Candidate, device: str) -> ImageEnco
 
 
 def _open_random(rest: str, images: str) -> Subject:
-    recipe = load_recipe(rest)
-    mean, std = find_normalization(recipe.data, open_source(images, recipe.data.channels, measure_reading(images)))
+    return open_untrained(load_recipe(rest), images, f"random:{rest}")
+
+
+def open_untrained(recipe: Recipe, images: str, name: str = "random") -> Subject:
+    """The encoder that a run of the recipe on these images starts from, on the CPU."""
+    source = open_source(images, recipe.data.channels, reading_of(recipe.data))
+    data, source, _ = settle(recipe.data, source)
+    mean, std = find_normalization(data, source)
     torch.manual_seed(recipe.train.seed)
-    encoder = Encoder(make_encoder(recipe), mean, std)
-    name = f"random:{rest}"
-    return Subject(name, encoder, f"{name}:{recipe.model}:{recipe.data.size}:{mean}:{std}:{recipe.train.seed}", {"spec": name})
+    encoder = Encoder(make_encoder(recipe), mean, std).eval()
+    weights = f"{name}:{recipe.model}:{data.size}:{mean}:{std}:{recipe.train.seed}"
+    return Subject(name, encoder, weights, {"spec": name}, reading=reading_of(data))
 
 
 def _open_pixels(rest: str, images: str) -> Subject:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from openjepa.recipe.check import build_recipe
@@ -48,9 +48,7 @@ def build_report(
     probe_tables = tables.tabulate_probes([record for _, record in records], has_target)
     hides = recipe is None or recipe.mask is not None
     sheet, mask_problem = _draw_masks(recipe) if hides and recipe else (None, recipe_problem)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((resources.files("openjepa.report") / "template.html").read_text("utf-8"))
-    html = template.render(
+    html = open_template("template.html").render(
         name=str(facts.get("name") or run.path.name),
         data=str(facts.get("data", "data not recorded")),
         folder=str(run.path),
@@ -59,8 +57,8 @@ def build_report(
         tables=[
             (
                 table,
-                _mark_chart(figures.draw_accuracies(table, f"table-{place}")),
-                [_mark_chart(figures.draw_curves(drawn, f"labels-{place}-{n}")) for n, drawn in enumerate(table.curves)],
+                mark_chart(figures.draw_accuracies(table, f"table-{place}")),
+                [mark_chart(figures.draw_curves(drawn, f"labels-{place}-{n}")) for n, drawn in enumerate(table.curves)],
             )
             for place, table in enumerate(probe_tables)
         ],
@@ -87,6 +85,13 @@ def build_report(
     except OSError as error:
         raise OSError(f"{path} could not be written: {error.strerror}; name another file with --out") from None
     return path
+
+
+def open_template(name: str) -> Template:
+    """A page of this folder, whose every word from a file is escaped and whose every gap is an error."""
+    loader = FunctionLoader(lambda part: (resources.files("openjepa.report") / part).read_text("utf-8"))
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template(name)
 
 
 def read_records(run: RunFolder) -> tuple[list[tuple[str, Row]], list[str]]:
@@ -185,11 +190,11 @@ def _draw_curves(
         ("Schedules", schedules, "" if schedules else "Not logged." if train_rows else "No training step has been logged yet."),
     )
     return [
-        {"title": title, "charts": [_mark_chart(chart) for chart in charts], "missing": text} for title, charts, text in groups
+        {"title": title, "charts": [mark_chart(chart) for chart in charts], "missing": text} for title, charts, text in groups
     ]
 
 
-def _mark_chart(chart: figures.Chart | None) -> tuple[figures.Chart, Markup] | None:
+def mark_chart(chart: figures.Chart | None) -> tuple[figures.Chart, Markup] | None:
     """The chart with its SVG marked as safe: it is our own and holds no word from a file but through matplotlib's escape."""
     return None if chart is None else (chart, Markup(chart.svg))
 

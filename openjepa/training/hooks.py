@@ -24,6 +24,7 @@ from openjepa.health.verdict import RunFacts, Verdict, judge, warn_of_features, 
 from openjepa.nn.encoder import Encoder
 from openjepa.runs.folder import write_json
 from openjepa.training.cost import count_flops
+from openjepa.training.memory import peak_bytes
 from openjepa.training.pace import typical_step_s
 from openjepa.training.speed import describe_speed
 from openjepa.training.trainer import StepImages, StepRecord
@@ -108,6 +109,7 @@ class Log:
             "skipped_steps": record.num_skipped,
             "overflowed_steps": record.num_overflows,
             "trained_s": session.trained_s(),
+            "peak_memory_gb": peak_bytes(session.trainer.device) / 2**30,
         }
         journal.write("train", row)
         if warning := warn_of_gradients(row):

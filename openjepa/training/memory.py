@@ -77,7 +77,7 @@ def measure_peak_bytes(recipe: Recipe, num_classes: int | None = None) -> int:
     """Peak memory of training steps at the recipe's batch size: of the process on a CPU, of PyTorch on a GPU."""
     device = pick_device(recipe.train.device)
     batches = heaviest_batches(recipe)
-    _reset_peak(device)
+    reset_peak(device)
     channels = recipe.data.channels
     precision = choose_precision(device, recipe.train.precision)
     trainer = make_trainer(recipe, [0.5] * channels, [0.25] * channels, 1000, precision, num_classes)
@@ -148,7 +148,8 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _reset_peak(device: torch.device) -> None:
+def reset_peak(device: torch.device) -> None:
+    """Measure peak_bytes from here on."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)

@@ -32,6 +32,7 @@ from openjepa.runs.log import Journal
 from openjepa.runs.stop import Interrupted, SignalCatcher
 from openjepa.training.build import MOST_PLANNED, make_batches, make_trainer
 from openjepa.training.hooks import Health, Hook, Log, Probe, ProbeEncoder, Replan, Save, Skipped
+from openjepa.training.memory import reset_peak
 from openjepa.training.pace import Pace
 from openjepa.training.prepare import now
 from openjepa.training.trainer import StepRecord
@@ -136,6 +137,7 @@ class Session:
         batches = make_batches(self.recipe, self.source, self.start_step, most_steps)
         journal = Journal(self.folder, self.start_step, self.total_steps, self.console)
         self.health.read_rows()
+        reset_peak(self.trainer.device)
         with journal as self.journal, self.signals, closing(batches):
             self.started_s = time.perf_counter()
             self.probe.start()
