@@ -14,10 +14,12 @@ from pathlib import Path
 
 import torch
 
+from openjepa.methods.parity import PARITY
 from tests.parity import agreement
 from tests.parity.agreement import Agreement
 
 BEGIN, END = "<!-- begin: python -m benchmarks.fidelity -->", "<!-- end -->"
+BEGIN_METHODS = "<!-- begin: the methods, python -m benchmarks.fidelity -->"
 # Batches drawn for each row of the release's mask statistics, so many that its own sampling error is most of the difference's.
 MASK_BATCHES = {(14, 1): 30_000, (14, 64): 4000, (14, 256): 1500, (16, 64): 4000}
 
@@ -58,6 +60,21 @@ def make_tables(shared: Path) -> str:
     return "\n\n".join([made, *tables])
 
 
+def list_methods() -> str:
+    """How far each method was checked, as openjepa/methods/parity.py has it."""
+    lines = ["| method | (a) equations | (b) another library | (c) recipe | test |", "|---|---|---|---|---|"]
+    return "\n".join([*lines, *(f"| {name} | {a} | {b} | {c} | `{test}` |" for name, (a, b, c, test) in PARITY.items())])
+
+
+def put_between(page: str, begin: str, text: str) -> str:
+    """The page with another text between a mark and the next end. ValueError without them."""
+    before, found, rest = page.partition(begin)
+    _, end, after = rest.partition(END)
+    if not (found and end):
+        raise ValueError(f"the page lacks the marks {begin} and {END}")
+    return f"{before}{begin}\n{text}\n{END}{after}"
+
+
 def main() -> None:
     """Print the tables, or write them into a page."""
     parser = argparse.ArgumentParser(description="The table of agreement with the release and with the equations.")
@@ -69,13 +86,10 @@ def main() -> None:
     torch.set_num_threads(1)
     tables = make_tables(options.shared)
     if options.write is None:
-        print(tables)
+        print(f"{tables}\n\n{list_methods()}")
         return
-    before, _, rest = options.write.read_text("utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        parser.error(f"{options.write} lacks the marks {BEGIN} and {END}")
-    options.write.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", "utf-8")
+    page = put_between(options.write.read_text("utf-8"), BEGIN, tables)
+    options.write.write_text(put_between(page, BEGIN_METHODS, list_methods()), "utf-8")
     print(f"{options.write} rewritten")
 
 

@@ -49,7 +49,7 @@ def compare(
     count = len(open_source(data, 3))
     trained = any(row.kind == "trained" for row in entrants)
     title = f"{len(rows)} row{'s' if len(rows) > 1 else ''} on {data}"
-    summary = (f"Each run has {budget} of {count:,} images. " if trained else "") + describe_exam(exam)
+    summary = (f"Each run has {budget}, on {count:,} images. " if trained else "") + describe_exam(exam)
     return run_comparison(entrants, exam, seeds, out, reference or rows[0], Words(title, summary, command), note=note)
 
 

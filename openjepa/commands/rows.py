@@ -83,25 +83,23 @@ def list_baselines(row: Entrant) -> list[Entrant]:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long each run is trained: exactly one of the three."""
+    """How long each run is trained, where one is: one of the three."""
 
     minutes: float | None = None
     steps: int | None = None
     images: int | None = None
 
-    def __post_init__(self) -> None:
+    def length(self, recipe: Recipe) -> str:
+        """The recipe's train.length. ValueError unless one of the three is given, and is above 0."""
         given = {name: value for name, value in vars(self).items() if value is not None}
         if len(given) != 1:
             raise ValueError("a budget is either --minutes or --steps or --images, one of them")
         ((name, value),) = given.items()
         if not 0 < value < math.inf:
             raise ValueError(f"--{name} must be above 0, not {value:g}")
-
-    def length(self, recipe: Recipe) -> str:
-        """The recipe's train.length."""
-        if self.images is not None:
-            return f"{math.ceil(self.images / recipe.batch_size)}steps"
-        return f"{self.minutes:g}minutes" if self.minutes is not None else f"{self.steps}steps"
+        if name == "images":
+            return f"{math.ceil(value / recipe.batch_size)}steps"
+        return f"{value:g}minutes" if name == "minutes" else f"{value}steps"
 
     def __str__(self) -> str:
         amounts = ((self.minutes, "minute"), (self.steps, "step"), (self.images, "image"))
@@ -123,7 +121,8 @@ def read_rows(words: Sequence[str], data: str, changes: Mapping[str, Any], budge
     for word, (kind, name, own) in zip(words, named, strict=True):
         if name in bases:
             recipe = _fit(bases[name], shared, changes, own, word)
-            recipe = with_changes(recipe, {"train.length": budget.length(recipe)}, word)
+            if kind == "trained":
+                recipe = with_changes(recipe, {"train.length": budget.length(recipe)}, word)
             found.append(Entrant(word, kind, recipe))
         elif word == "pixels":
             if first is None:

@@ -46,5 +46,5 @@ PARITY = {
         "yes, and the centre's move", "yes: lightly, and the centre's move", "partly from its authors' arguments", "test_dino.py"
     ),
     "ibot": Parity("yes", "of hidden patches, and a centre's move: lightly", "partly from memory", "test_ibot.py"),
-    "data2vec": Parity("yes, without noise", "no", "from its authors' configuration", "test_data2vec.py"),
+    "data2vec": Parity("yes (2.0), without noise", "no", "from its authors' configuration", "test_data2vec.py"),
 }  # fmt: skip

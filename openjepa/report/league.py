@@ -33,7 +33,6 @@ from openjepa.report.standings import (
 from openjepa.runs.atomic import whole, write_atomic
 
 TABLE, PAGE, SCORES = "table.md", "compare.html", "results.parquet"
-OF_RUNS = ("steps", "images_seen", "epochs", "minutes", "images_per_s", "peak_memory_gb")
 HEADINGS = {
     "steps": "steps",
     "images_seen": "images seen",
@@ -78,6 +77,8 @@ def write_league(standings: Standings, words: Words, out: Path) -> str:
 def to_markdown(standings: Standings, words: Words) -> str:
     """The two tables, and what is not equal."""
     parts = [words.title, words.summary, _to_table(*list_rows(standings, words.extra))]
+    if runs := list_runs(standings):
+        parts += ["What the runs took:", _to_table(*runs)]
     if len(standings.rows) > 1:
         parts += [f"Differences from {standings.reference}, seed by seed:", _to_table(*list_differences(standings))]
     unequal = list_unequal(standings)
@@ -86,19 +87,24 @@ def to_markdown(standings: Standings, words: Words) -> str:
 
 
 def list_rows(standings: Standings, extra: Mapping[str, Mapping[str, str]] | None = None) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells of the table of scores; the columns of runs are left out where no row has one."""
-    amounts = [name for name in OF_RUNS if any(standings.amounts(row, name) for row in standings.rows)]
-    head = ["", *(column.title for column in standings.columns), "seeds", "verdicts", *(HEADINGS[name] for name in amounts)]
-    head += ["checked", *(extra or {})]
+    """Headings and cells of the table of scores. extra: further columns."""
+    head = ["", *(column.title for column in standings.columns), "seeds", "verdicts", "checked", *(extra or {})]
     rows = []
     for row in standings.rows:
         cells = [row, *(mean_and_spread(standings.values(row, column)) for column in standings.columns)]
-        cells += [str(len(standings.of(row))), standings.verdicts(row)]
-        for name in amounts:
-            found = standings.amounts(row, name)
-            cells.append(show_amount(name, statistics.mean(found)) if found else "")
-        rows.append([*cells, standings.fact(row, "checked"), *(column.get(row, "") for column in (extra or {}).values())])
+        cells += [str(len(standings.of(row))), standings.verdicts(row), standings.fact(row, "checked")]
+        rows.append([*cells, *(column.get(row, "") for column in (extra or {}).values())])
     return head, rows
+
+
+def list_runs(standings: Standings) -> tuple[list[str], list[list[str]]] | None:
+    """Headings and cells of the table of what runs took, as means over seeds; None where no row is a run."""
+    rows = []
+    for row in standings.rows:
+        found = {name: standings.amounts(row, name) for name in HEADINGS}
+        cells = [show_amount(name, statistics.mean(amounts)) if amounts else "" for name, amounts in found.items()]
+        rows += [[row, *cells]] if any(cells) else []
+    return (["", *HEADINGS.values()], rows) if rows else None
 
 
 def list_differences(standings: Standings) -> tuple[list[str], list[list[str]]]:
@@ -131,6 +137,7 @@ def to_html(standings: Standings, words: Words) -> str:
     values: dict[str, Any] = {
         "words": words,
         "scores": list_rows(standings, words.extra),
+        "runs": list_runs(standings),
         "differences": list_differences(standings) if len(standings.rows) > 1 else None,
         "reference": standings.reference,
         "charts": [mark_chart(chart) for chart in charts if chart],

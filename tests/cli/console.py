@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import subprocess
 from pathlib import Path
 
@@ -45,3 +46,19 @@ def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> Non
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
     for word in words:
         assert word in result.stderr
+
+
+def read_tables(markdown: str) -> list[dict[str, dict[str, str]]]:
+    """The tables of a text in order: cells by the row's first cell and the heading, as Markdown shows them."""
+    tables: list[dict[str, dict[str, str]]] = []
+    head: list[str] = []
+    for line in markdown.splitlines():
+        cells = [cell.strip().replace("\\|", "|").replace("\\\\", "\\") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if not line.startswith("|"):
+            head = []
+        elif not head:
+            head = cells
+            tables.append({})
+        elif set(line) - set("|-:"):
+            tables[-1][cells[0]] = dict(zip(head, cells, strict=True))
+    return tables

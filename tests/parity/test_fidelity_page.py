@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fidelity import BEGIN, END, make_tables
+from benchmarks.fidelity import BEGIN, BEGIN_METHODS, END, list_methods, make_tables
+from openjepa.methods.parity import PARITY, Parity
 from openjepa.recipe.check import recipe_keys
 from openjepa.recipe.files import list_recipes
+from openjepa.recipe.methods import SECTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "fidelity.md").read_text("utf-8")
@@ -29,6 +31,20 @@ def test_the_table_is_the_one_that_is_measured():
     assert [row[:3] for row in written[-22:]] == [row[:3] for row in measured]
     for quantity, _, tolerance, difference in [*written, *measured]:
         assert difference <= float(tolerance), quantity
+
+
+def test_every_method_says_how_far_it_was_checked():
+    assert PARITY.keys() == SECTIONS.keys()
+    assert PAGE.partition(BEGIN_METHODS)[2].partition(END)[0].strip() == list_methods()
+    for parity in PARITY.values():
+        place = parity.test if "/" in parity.test else f"tests/parity/{parity.test}"
+        assert (ROOT / place).is_file(), place
+
+
+def test_a_status_claims_no_more_than_was_checked():
+    assert Parity("no", "no; not yet", "no", "").status == "not checked"
+    assert Parity("yes", "no", "partly from memory", "").status == "equations, recipe in part"
+    assert Parity("loss alone", "yes: lightly", "no", "").status == "equations in part, another library"
 
 
 def test_what_the_page_names_is_there():
