@@ -195,15 +195,6 @@ def _name_recipes(word: str) -> str:
     return f"did you mean {difflib.get_close_matches(word, known, n=1, cutoff=0.0)[0]}? `openjepa recipes` lists them"
 
 
-def name_folders(rows: Sequence[Entrant]) -> dict[str, str]:
-    """The start of the folder name of each row. ValueError if two rows would share one."""
-    names = {row.name: slug(row.name) for row in rows}
-    for row, name in names.items():
-        if other := next((other for other in names if other != row and names[other] == name), None):
-            raise ValueError(f"the rows {other} and {row} would share the folder {name}; give one of them another name")
-    return names
-
-
 def slug(name: str) -> str:
     """A row's name as a folder's, or the start of one."""
     words = "-".join("".join(letter if letter.isalnum() or letter == "." else " " for letter in name).split()).strip(".-")

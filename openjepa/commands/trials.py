@@ -24,7 +24,7 @@ from torch import nn
 
 from openjepa.commands.evaluate import ask, measure, name_record, require_tasks
 from openjepa.commands.pretrain import pretrain
-from openjepa.commands.rows import Entrant, name_folders
+from openjepa.commands.rows import Entrant, slug
 from openjepa.data.left_out import describe_left_out
 from openjepa.data.reading import AS_STORED, keep_levels
 from openjepa.data.sources import canonical_spec, open_source
@@ -72,16 +72,17 @@ class Trial:
 
 
 def list_trials(rows: Sequence[Entrant], exam: Exam, seeds: Sequence[int], out: Path, threads: int | None = None) -> list[Trial]:
-    """Every row with every seed, by seed; a row without seeds once, with the first."""
-    names = name_folders(rows)
-    return [
-        Trial(row, seed, exam, out / f"{names[row.name]}-{seed}", threads)
-        if row.has_seeds
-        else Trial(row, None, exam, out / names[row.name], threads)
-        for seed in seeds
-        for row in rows
-        if row.has_seeds or seed == seeds[0]
-    ]
+    """Every row with every seed, by seed; a row without seeds once, with the first. ValueError if two share a folder."""
+    trials: dict[Path, Trial] = {}
+    for seed in seeds:
+        for row in rows:
+            if row.has_seeds or seed == seeds[0]:
+                folder = out / (f"{slug(row.name)}-{seed}" if row.has_seeds else slug(row.name))
+                if folder in trials:
+                    names = f"{trials[folder].entrant.name} and {row.name}"
+                    raise ValueError(f"the rows {names} would share the folder {folder}; write one of them in another way")
+                trials[folder] = Trial(row, seed if row.has_seeds else None, exam, folder, threads)
+    return list(trials.values())
 
 
 def check_trials(trials: Sequence[Trial], note: Callable[[str], None]) -> None:
@@ -89,29 +90,33 @@ def check_trials(trials: Sequence[Trial], note: Callable[[str], None]) -> None:
 
     note: a line for labelled files that are left out.
     """
-    exam = trials[0].exam
-    require_tasks([column.task for column in exam.columns])
-    for column in exam.columns:
-        task = TASKS[column.task]
-        if column.layers != 1 and isinstance(task, FeatureTask) and task.needs_patches:
-            name = column.task
-            raise ValueError(f"task {name} reads the last layer's patches: write {name}, not {name}:{column.layers}")
     recipes = [trial.entrant.recipe for trial in trials if trial.entrant.recipe is not None]
-    channels = recipes[0].data.channels if recipes else 3
-    for column in exam.columns:
-        sources = TASKS[column.task].open(exam.labels, exam.test, channels, TaskSettings(column.layers))
+    _check_exam(trials[0].exam, recipes[0].data.channels if recipes else 3, note)
+    firsts = {trial.entrant.name: trial for trial in reversed(trials)}
+    for trial in firsts.values():
+        if trial.entrant.kind == "trained":
+            assert trial.entrant.recipe is not None
+            check_views(trial.entrant.recipe)
+            if trial.entrant.recipe.method.NEEDS_LABELS:
+                count_classes(trial.entrant.recipe, open_source(trial.exam.train, trial.entrant.recipe.data.channels))
+        elif trial.entrant.kind == "measured":
+            _open_subject(trial, "cpu")
+    for trial in trials:
+        if trial.entrant.kind == "trained":
+            _require_same(trial)
+
+
+def _check_exam(exam: Exam, channels: int, note: Callable[[str], None]) -> None:
+    """ValueError for a task that is none, or has no data."""
+    require_tasks([column.task for column in exam.columns])
+    for name, layers in exam.columns:
+        task = TASKS[name]
+        if layers != 1 and isinstance(task, FeatureTask) and task.needs_patches:
+            raise ValueError(f"task {name} reads the last layer's patches: write {name}, not {name}:{layers}")
+        sources = task.open(exam.labels, exam.test, channels, TaskSettings(layers))
     for source in sources:
         for line in describe_left_out(source):
             note(f"{source.spec}: {line}")
-    for trial in trials:
-        row = trial.entrant
-        if row.kind == "trained":
-            assert row.recipe is not None
-            check_views(row.recipe)
-            count_classes(row.recipe, open_source(exam.train, row.recipe.data.channels))
-            _require_same(trial)
-        elif row.kind == "measured":
-            _open_subject(trial, "cpu")
 
 
 def run_trials(trials: Sequence[Trial], note: Callable[[str], None], jobs: int = 1) -> Iterator[Result]:
@@ -254,17 +259,17 @@ def describe_run(run: RunFolder) -> Row:
     parts = facts.get("num_parameters") or {}
     steps = rows[-1]["step"] + 1 if rows else 0
     seen, hardware = steps * recipe.batch_size, facts.get("hardware") or {}
-    labelled = facts.get("num_classes") is not None
+    num_images, labelled = facts.get("num_images"), facts.get("num_classes") is not None
     memory = [row["peak_memory_gb"] for row in rows if "peak_memory_gb" in row]
     return name_method(recipe) | {
         "trained_on": str(facts["data"]),
-        "labels": f"those of {facts['num_images']:,} images" if labelled else "none",
+        "labels": f"those of {num_images:,} images" if labelled else "none",
         "parameters": parts.get("encoder"),
         "trained_parameters": sum(parts.values()) or None,
         "batch_size": recipe.batch_size,
         "steps": steps,
         "images_seen": seen,
-        "epochs": seen / facts["num_images"],
+        "epochs": seen / num_images if num_images else None,
         "minutes": rows[-1]["trained_s"] / 60 if rows and "trained_s" in rows[-1] else None,
         "images_per_s": statistics.median(row["images_per_s"] for row in rows[1:] or rows) if rows else None,
         "peak_memory_gb": max(memory, default=None),

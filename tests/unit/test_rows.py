@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from openjepa.commands.rows import Budget, Entrant, name_folders, read_rows, slug
+from openjepa.commands.rows import Budget, Entrant, read_rows, slug
+from openjepa.commands.trials import Exam, list_trials
 from openjepa.recipe.files import load_recipe
 from openjepa.recipe.methods import SECTIONS
+from openjepa.report.standings import Column
 
 DATA, STEPS = "sample:train", Budget(steps=5)
 
@@ -68,9 +72,18 @@ def test_what_is_only_measured_has_no_recipe_of_ours() -> None:
 
 
 def test_folders_of_rows_are_different_and_fit_a_file_system() -> None:
-    names = name_folders([Entrant(name, "measured", spec=name) for name in ("mae", "mae,optim.lr=1e-3", "../../runs/a", "." * 9)])
-    assert len(set(names.values())) == 4
-    assert not any("/" in name or name.startswith((".", "-")) for name in names.values())
+    names = [slug(name) for name in ("mae", "mae,optim.lr=1e-3", "../../runs/a", "." * 9, "hf:/x")]
+    assert len(set(names)) == 5
+    assert not any("/" in name or name.startswith((".", "-")) for name in names)
     assert len(slug("ä" * 400).encode()) <= 120 and slug("ä" * 400) != slug("ä" * 401)
-    with pytest.raises(ValueError, match="would share the folder a-b"):
-        name_folders([Entrant("a b", "measured"), Entrant("a,b", "measured")])
+    exam = Exam(DATA, DATA, "sample:test", (Column("knn"),))
+    recipe = load_recipe("mae_small")
+    for one, other in (
+        (Entrant("a b", "measured"), Entrant("a,b", "measured")),
+        (Entrant("a", "trained", recipe), Entrant("a 1", "measured")),
+    ):
+        with pytest.raises(ValueError, match=f"the rows {one.name} and {other.name} would share the folder"):
+            list_trials([one, other], exam, [1, 2], Path("out"))
+    rows = [Entrant("a", "trained", recipe), Entrant("b", "measured")]
+    found = [(trial.entrant.name, trial.seed) for trial in list_trials(rows, exam, [3, 4], Path("out"))]
+    assert found == [("a", 3), ("b", None), ("a", 4)], "seeds are the outer loop"
