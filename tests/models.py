@@ -28,6 +28,10 @@ SMALL_SECTIONS["dino"] = {
     "views.local.count": 2,
 }  # fmt: skip
 SMALL_SECTIONS["ibot"] = SMALL_SECTIONS["dino"]
+SMALL_SECTIONS["lejepa"] = {
+    "method.projector_hidden": 16, "method.projector_width": 8, "method.directions": 8, "views.local.size": 16,
+    "views.local.count": 2,
+}  # fmt: skip
 SMALL_SECTIONS["data2vec"] = {
     "method.decoder.width": 8, "method.decoder.depth": 1, "method.decoder.groups": 4, "method.averaged_layers": 1,
     "views.main.mask.per_view": 3,

@@ -32,19 +32,29 @@ def vicreg(features: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
     return functional.relu(1 - std).mean() + off_diagonal / features.shape[1] / 25
 
 
-def sigreg(features: Float[Tensor, "batch dim"], num_directions: int = 256, num_points: int = 17) -> Float[Tensor, ""]:
+def sigreg(features: Float[Tensor, "*views batch dim"], num_directions: int = 256) -> Float[Tensor, ""]:
     """Mean Epps-Pulley statistic over random directions, per image: 0 if every projection is standard normal.
 
-    Integrates |empirical - normal characteristic function|^2 under a normal window over [-5, 5] by the trapezoid rule
-    (2511.08544, section 4). Directions come from torch's generator, which the trainer seeds from the step.
+    Of several sets of features, each by itself, the mean; all are projected on the same directions. These come from torch's
+    generator, which the trainer seeds from the step.
     """
-    directions = torch.randn(features.shape[1], num_directions, device=features.device)
-    projected = features @ functional.normalize(directions, dim=0)
-    points = torch.linspace(-5, 5, num_points, device=features.device)
+    directions = torch.randn(features.shape[-1], num_directions, device=features.device).to(features)
+    return measure_normality(features @ functional.normalize(directions, dim=0)).mean()
+
+
+def measure_normality(
+    samples: Float[Tensor, "*views batch directions"], limit: float = 5.0, num_points: int = 17
+) -> Float[Tensor, "*views directions"]:
+    """Epps-Pulley statistic of samples along the second last axis against N(0, 1), over their number.
+
+    Integrates |empirical - normal characteristic function|^2 under a normal window over [-limit, limit] by the trapezoid rule
+    (2511.08544, section 4.2.3 and algorithm 1).
+    """
+    points = torch.linspace(-limit, limit, num_points, device=samples.device).to(samples)
     normal = torch.exp(-points.square() / 2)
-    angles = projected.unsqueeze(-1) * points  # (batch, directions, points)
-    error = (angles.cos().mean(0) - normal).square() + angles.sin().mean(0).square()
-    return torch.trapezoid(error * normal, points, dim=-1).mean()
+    angles = samples.unsqueeze(-1) * points
+    error = (angles.cos().mean(-3) - normal).square() + angles.sin().mean(-3).square()
+    return torch.trapezoid(error * normal, points, dim=-1)
 
 
 def regularize(

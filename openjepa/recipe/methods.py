@@ -324,6 +324,35 @@ class Data2Vec(Followed):
     momentum: Momentum = Momentum(schedule="linear", start=0.9998, end=0.99999)
 
 
+class LeJEPA(MethodSection):
+    VIEWS: ClassVar[dict[str, ViewGroup]] = {
+        "global": FIRST.model_copy(update={"count": 2, "crop_scale": (0.3, 1.0), "blur": 0.5, "solarize": 0.2}),
+        "local": FIRST.model_copy(update={"count": 8, "size": 96, "crop_scale": (0.05, 0.3), "blur": 0.5, "solarize": 0.2}),
+    }
+    ANY_COUNT: ClassVar[frozenset[str]] = frozenset({"global", "local"})
+
+    name: Literal["lejepa"] = "lejepa"
+    """LeJEPA (2511.08544): views of an image agree, and images are spread as a Gaussian is; no target network."""
+    projector_width: int = Field(default=512, ge=2)
+    """Width of the vectors that are compared."""
+    projector_hidden: int = Field(default=2048, ge=1)
+    """Width of the projector's hidden layers."""
+    trade_off: float = Field(default=0.05, gt=0, lt=1)
+    """SIGReg's share of the loss, the paper's lambda; the agreement of views has the rest."""
+    directions: int = Field(default=1024, ge=1)
+    """Random directions a step along which vectors are compared with a Gaussian."""
+
+    @property
+    def of_whole_batch(self) -> str | None:
+        """Batch norm, and a distribution over images."""
+        return "method.name lejepa"
+
+    @property
+    def compares_images(self) -> str | None:
+        """One image has no distribution."""
+        return "method.name lejepa"
+
+
 class Supervised(MethodSection):
     VIEWS: ClassVar[dict[str, ViewGroup]] = {"main": ViewGroup(crop_scale=(0.08, 1.0))}
     NEEDS_LABELS: ClassVar[bool] = True
@@ -404,7 +433,7 @@ def _read_name(method: Any) -> Any:
 
 SECTIONS: dict[str, type[MethodSection]] = {
     "ijepa": IJEPA, "mae": MAE, "simclr": SimCLR, "byol": BYOL, "mocov3": MoCoV3, "dino": DINO, "ibot": IBOT,
-    "data2vec": Data2Vec,
+    "data2vec": Data2Vec, "lejepa": LeJEPA,
     "supervised": Supervised, "detection": Detection,
 }  # fmt: skip
 

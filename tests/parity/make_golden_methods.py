@@ -4,7 +4,7 @@
     scratch/bin/pip download --no-deps stable-pretraining==0.1.8 && unzip -d spt stable_pretraining-0.1.8-py3-none-any.whl
     scratch/bin/python tests/parity/make_golden_methods.py spt
 
-Needs lightly (MIT) and the unpacked wheel of stable-pretraining (MIT), of which two functions are run without the rest of the
+Needs lightly (MIT) and the unpacked wheel of stable-pretraining (MIT), of which a few functions are run without the rest of the
 package and what that would need. Nothing of either is stored here but numbers.
 """
 
@@ -13,11 +13,12 @@ from __future__ import annotations
 import ast
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from lightly.loss import DINOLoss, IBOTPatchLoss, NegativeCosineSimilarity
 from safetensors.torch import save_file
+from torch import nn
 from torch.nn import functional
 
 FOLDER = Path(__file__).with_name("golden")
@@ -30,7 +31,8 @@ def draw(*shape: int, seed: int, scale: float = 1.0) -> torch.Tensor:
 def take_out(file: Path, name: str) -> Any:
     """A function or class of a file by itself, with torch around it, for one process."""
     (node,) = (part for part in ast.parse(file.read_text()).body if getattr(part, "name", None) == name)
-    space: dict[str, Any] = {"torch": torch, "F": functional, "all_gather": lambda tensor: (tensor,)}
+    space: dict[str, Any] = {"torch": torch, "F": functional, "nn": nn, "Module": nn.Module, "Optional": Optional}
+    space |= {"all_gather": lambda tensor: (tensor,), "all_reduce": None}
     exec(compile(ast.Module([node], []), str(file), "exec"), space)
     return space[name]
 
@@ -94,6 +96,19 @@ def record_ibot() -> None:
     save("ibot", **{name: value.clone() for name, value in tensors.items()})
 
 
+def record_lejepa(spt: Path) -> None:
+    """Both terms, each with its gradient; four views of which the first two are large, as one set of vectors for SIGReg."""
+    file = spt / "methods/lejepa.py"
+    vectors = draw(4, 6, 12, seed=14).requires_grad_()
+    directions = functional.normalize(draw(12, 5, seed=15), dim=0)
+    statistic = take_out(file, "EppsPulley")()
+    _, disagreement, spread = take_out(file, "LeJEPA")._compute_loss(vectors, 2, lambda x: statistic(x @ directions).mean(), 1.0)
+    save(
+        "lejepa", vectors=vectors, directions=directions, disagreement=disagreement, spread=spread,
+        disagreement_gradient=differentiate(disagreement, vectors)[0], spread_gradient=differentiate(spread, vectors)[0],
+    )  # fmt: skip
+
+
 if __name__ == "__main__":
     package = Path(sys.argv[1]) / "stable_pretraining"
     FOLDER.mkdir(exist_ok=True)
@@ -101,3 +116,4 @@ if __name__ == "__main__":
     record_mocov3(package)
     record_dino()
     record_ibot()
+    record_lejepa(package)

@@ -97,7 +97,7 @@ def test_every_view_counts(name, num_views):
     assert count_flops(method, recipe) == pytest.approx(counter.get_total_flops() - compared, rel=1e-12)
 
 
-@pytest.mark.parametrize("name", ["byol", "mocov3", "dino", "ibot", "data2vec"])
+@pytest.mark.parametrize("name", ["byol", "mocov3", "dino", "ibot", "data2vec", "lejepa"])
 def test_targets_heads_and_small_views_count(name):
     """What a loss multiplies counts nothing. No groups: the counter takes gradients of grouped convolutions for whole ones."""
     groups = {"method__decoder__groups": 1} if name == "data2vec" else {}

@@ -211,6 +211,7 @@ def test_assignments_that_tell_nothing_are_a_collapse_however_rich_the_features(
         "dino_small",
         "ibot_small",
         "data2vec_small",
+        "lejepa_small",
     ],
 )
 @pytest.mark.parametrize(

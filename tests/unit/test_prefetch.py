@@ -26,6 +26,7 @@ RECIPES = {
     "mae": {"method": "mae", "views__main__mask": SMALL | {"sampler": "random"}, "train__accumulation_steps": 2},
     "pca": {"method": "mae", "method__targets": "pca"},
     "simclr": {"method": "simclr"},
+    "lejepa": {"method": "lejepa"},
     "supervised": {"method": "supervised", "method__drop_path": 0.2},
 }  # fmt: skip
 

@@ -46,7 +46,7 @@ METHODS = {
     }
     for name in ("dino", "ibot")
 } | {
-    "data2vec": TINY | SMALL_SECTIONS["data2vec"] | {"method.name": "data2vec"},
+    **{name: TINY | SMALL_SECTIONS[name] | {"method.name": name} for name in ("data2vec", "lejepa")},
     "detection": TINY | SMALL_SECTIONS["detection"] | {"method.name": "detection", "data.image_size": 32, "views.main.flip": 0.5},
 }  # fmt: skip
 
@@ -94,6 +94,8 @@ ACTS = {
     "method.masked_frac": (0.0, "weights"),
     "method.patch_weight": (0.1, "weights"),
     "method.noise": (1.0, "weights"),
+    "method.trade_off": (0.5, "weights"),
+    "method.directions": (4, "weights"),
     "method.drop_path": (0.9, "weights"),
     "method.scale_jitter": ([0.9, 1.0], "weights"),
     "method.boxes_per_image": (64, "nothing"),  # of Mask R-CNN
