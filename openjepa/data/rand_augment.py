@@ -18,6 +18,7 @@ from PIL import Image
 from openjepa.data.decode import Pixels
 
 GREY = 128  # what moved edges are filled with
+STRONGEST = 9.99  # at 10 timm asks Pillow to keep 0 bits of a level, which Pillow 13 refuses
 
 
 def rand_augment(view: Pixels, operations: int, magnitude: float, generator: np.random.Generator) -> Pixels:
@@ -33,8 +34,10 @@ def rand_augment(view: Pixels, operations: int, magnitude: float, generator: np.
 def _make(operations: int, magnitude: float, channels: int) -> Callable[[Image.Image], Image.Image]:
     from timm.data.auto_augment import rand_augment_transform
 
-    fill = {"img_mean": GREY if channels == 1 else (GREY,) * 3}
-    made: Callable[[Image.Image], Image.Image] = rand_augment_transform(f"rand-m{magnitude:g}-n{operations}-mstd0.5-inc1", fill)
+    settings = {"img_mean": GREY if channels == 1 else (GREY,) * 3, "magnitude_max": STRONGEST}
+    made: Callable[[Image.Image], Image.Image] = rand_augment_transform(
+        f"rand-m{magnitude:g}-n{operations}-mstd0.5-inc1", settings
+    )
     return made
 
 

@@ -407,3 +407,10 @@ def test_rand_augment_is_the_view_s_own(channels: int):
         assert first.shape == view.shape and first.dtype == np.uint8
         changed.append(first.tobytes())
     assert len(set(changed)) > 4
+
+
+def test_rand_augment_can_be_as_strong_as_a_recipe_can_ask():
+    """Half of its draws are at the limit; one operation of 15 keeps the first bits of a level, at least one."""
+    view = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    for place in range(200):
+        assert rand_augment(view, 2, 10.0, np.random.default_rng(place)).shape == view.shape
