@@ -31,7 +31,8 @@ def replay_verdicts(run: str | Path, every: bool = False) -> list[str]:
         raise ValueError(f"{folder.path} has no health measurement yet; train it further: add --resume to its pretrain command")
     verdicts = replay(rows, facts)
     changes = [verdicts[0], *(now for before, now in pairwise(verdicts) if every or now.label != before.label)]
-    lines = [_describe_gaps(measured, rows)] if _describe_gaps(measured, rows) else []
+    gaps = _describe_gaps(measured, rows, facts)
+    lines = [gaps] if gaps else []
     lines += [_describe(verdict, total_steps) for verdict in changes]
     return [*lines, f"now: {_describe(judge(rows, facts), total_steps)}"]
 
@@ -41,9 +42,11 @@ def _describe(verdict: Verdict, total_steps: int | None) -> str:
     return f"step {verdict.step:,}{share}: {verdict.label}: {verdict.reason} {verdict.advice}"
 
 
-def _describe_gaps(measured: list[Row], rows: list[Row]) -> str:
-    """What the rows lack, in a sentence; empty if nothing."""
-    missing = [name for name in ALSO_JUDGED if any(name not in row for row in rows)]
+def _describe_gaps(measured: list[Row], rows: list[Row], facts: RunFacts) -> str:
+    """What the rows lack, in a sentence; empty if nothing. A method that predicts nothing hidden explains nothing."""
+    predicts = facts.setting("method.name") is None or facts.setting("views.main.mask") is not None
+    judged = [name for name in ALSO_JUDGED if predicts or name != "explained_variance"]
+    missing = [name for name in judged if any(name not in row for row in rows)]
     parts = [f"judged without {', '.join(missing)}, which not every row holds"] if missing else []
     if left_out := len(measured) - len(rows):
         parts.append(f"{left_out} rows left out that hold no step or no effective rank")

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from openjepa.recipe.methods import SECTIONS
 from openjepa.recipe.migrate import migrate
 
 MIN_FEATURE_VARIANCE = 0.01  # the brief's warning level for the mean variance of pooled features
@@ -32,6 +33,8 @@ ABOVE_CHANCE = 4.0  # standard errors of the accuracy of guessing: what a classi
 LEARNED_LOSS_FRAC = 0.9  # of a detector's first loss: the losses of untrained heads fall within some steps
 UNIFORM_ENTROPY = 0.9999  # of assignments, as a share of the largest: they tell views apart by nothing
 ONE_PROTOTYPE_ENTROPY = 1e-4  # of the batch's mean assignment: every view has the same prototype
+ONE_VECTOR_UNIFORMITY = -1e-4  # mean cosine of different images above 0.99997: the projector gives them all the same vector
+LEAST_TARGET_STD = 0.1  # of data2vec's targets, at which its authors' training stops by itself
 MIN_MEASUREMENTS = 3  # below this there is no trend to judge
 DEFAULT_LIMIT = 96  # rank_limit of runs of version 0.1, which did not record it: the demo's width
 
@@ -137,8 +140,9 @@ def _judge_features(rows: Sequence[Row], run: RunFacts) -> tuple[str, str, str]:
     if rank < before and rank - 1 < COLLAPSING_FRAC * (best - 1):
         reason = f"the effective rank fell from {best:.1f} to {rank:.1f} and is still falling."
         return "collapsing", reason, f"If it keeps falling, start again: {advise_against_collapse(run)}."
-    if useless := _describe_assignments(rows[-2:]):
-        return "collapsed", f"{useless}; {ranks}.", f"Start again: {advise_against_collapse(run)}."
+    if collapse := _describe_collapse(rows[-2:], run):
+        reason, advice = collapse
+        return "collapsed", f"{reason}; {ranks}.", f"Start again: {advice}."
     explained = now.get("explained_variance")
     most_explained = max(row.get("explained_variance", 0.0) for row in rows)
     if explained is not None and most_explained > KNOWN_VARIANCE_FRAC and explained < LOST_FRAC * most_explained:
@@ -147,7 +151,9 @@ def _judge_features(rows: Sequence[Row], run: RunFacts) -> tuple[str, str, str]:
     if explained is not None and explained <= 0:
         reason = f"the predictor does no better than the mean target (it explains {explained:.0%} of the variance); {ranks}."
         return "not learning yet", reason, advise_to_learn(run)
-    knows = "" if explained is None else f"; the predictor explains {explained:.0%} of the targets' variance"
+    knows = _word_knowledge(now)
+    if unfound := _describe_pairs(rows[-MIN_MEASUREMENTS:], run):
+        return "not learning yet", f"{unfound}; {ranks}.", advise_to_learn(run)
     if rank < find_healthy_rank(first, run.rank_limit):
         reason = f"features are hardly richer than an untrained encoder's: {ranks}{knows}."
         return "not learning yet", reason, advise_to_learn(run)
@@ -177,16 +183,47 @@ def _judge_detector(rows: Sequence[Row], run: RunFacts) -> tuple[str, str, str]:
     return "healthy", reason, "Go on. What counts is its average precision on test images."
 
 
-def _describe_assignments(rows: Sequence[Row]) -> str | None:
-    """What is wrong with assignments to prototypes in all these rows, of a method that has some; None if nothing is.
+def _describe_collapse(rows: Sequence[Row], run: RunFacts) -> tuple[str, str] | None:
+    """What is wrong in all these rows with what the method itself compares, and what to change; None if nothing is.
 
-    Both limits are where assignments hold no information, whatever the features are like.
+    The limits are where targets, assignments or vectors hold no information, whatever the features are like. Assignments collapse
+    in two ways with two remedies (DINO, arXiv 2104.14294, section 5.3): without sharpening to all prototypes, without centring to
+    one.
     """
-    if all(row.get("teacher_entropy", 0.0) > UNIFORM_ENTROPY for row in rows):
-        return "the target assigns every view to all prototypes alike"
-    if all(row.get("usage_entropy", 1.0) < ONE_PROTOTYPE_ENTROPY for row in rows):
-        return "the target assigns every view to the same prototype"
+    for prefix, thing in (("", "view"), ("patch_", "patch")):
+        if all(row.get(f"{prefix}teacher_entropy", 0.0) > UNIFORM_ENTROPY for row in rows):
+            advice = advise_against_collapse(run, first="method.teacher_temperature.end")
+            return f"the target assigns every {thing} to all prototypes alike", advice
+        if all(row.get(f"{prefix}usage_entropy", 1.0) < ONE_PROTOTYPE_ENTROPY for row in rows):
+            advice = advise_against_collapse(run, first="method.centre_momentum")
+            return f"the target assigns every {thing} to the same prototype", advice
+    if all(row.get("uniformity", -math.inf) > ONE_VECTOR_UNIFORMITY for row in rows):
+        return "the vectors that are compared are the same for all images", advise_against_collapse(run)
+    if all(row.get("target_std", math.inf) < LEAST_TARGET_STD for row in rows):
+        return "the targets of all patches are alike", advise_against_collapse(run)
     return None
+
+
+def _describe_pairs(rows: Sequence[Row], run: RunFacts) -> str | None:
+    """That the other view of an image is found no more often than by chance; None where it is, or nothing is looked for."""
+    images = run.setting("data.batch_size")
+    if not isinstance(images, int) or not all("pairs_found" in row for row in rows):
+        return None
+    found, chance = sum(row["pairs_found"] for row in rows) / len(rows), 1 / images
+    if found >= chance + ABOVE_CHANCE * math.sqrt(chance * (1 - chance) / (images * len(rows))):
+        return None
+    return f"the other view of an image is found in {found:.1%} of the cases among {images} images, {chance:.1%} by chance"
+
+
+def _word_knowledge(row: Row) -> str:
+    """What the method can say of what it has learned, as the end of a reason."""
+    if (explained := row.get("explained_variance")) is not None:
+        return f"; the predictor explains {explained:.0%} of the targets' variance"
+    if (found := row.get("pairs_found")) is not None:
+        return f"; the other view of an image is found in {found:.0%} of the cases"
+    if (own := row.get("teacher_entropy")) is not None and (usage := row.get("usage_entropy")) is not None:
+        return f"; entropy of a view's assignment {own:.0%} of the largest, of the batch's mean {usage:.0%}"
+    return ""
 
 
 def find_healthy_rank(first: float, limit: int) -> float:
@@ -202,18 +239,16 @@ def find_healthy_rank(first: float, limit: int) -> float:
     return 1 + limit * odds / (1 + odds)
 
 
-def advise_against_collapse(run: RunFacts) -> str:
-    """What to change, of the keys that act on this run and could be set otherwise."""
-    momentum, weight = run.setting("method.momentum.start"), run.setting("method.regularizer.weight")
+def advise_against_collapse(run: RunFacts, first: str = "") -> str:
+    """What to change, of the keys that act on this run and could be set otherwise; `first` alone if it is one of them."""
+    if own := [words for words in _advise_own(run) if first and first in words]:
+        return own[0]
+    weight = run.setting("method.regularizer.weight")
     choices = _advise_regularizer(run)
     if weight is not None:
         choices.append(f"raise method.regularizer.weight above {weight:g}")
     choices.append(_advise_rate(run, "lower"))
-    if momentum is not None and momentum < 1:
-        choices.append(f"raise method.momentum.start above {momentum:g}")
-    if (temperature := run.setting("method.teacher_temperature.end")) is not None:
-        choices.append(f"lower method.teacher_temperature.end, now {temperature:g}")
-    return " or ".join(choices)
+    return " or ".join([*choices, *_advise_own(run)])
 
 
 def advise_against_divergence(run: RunFacts) -> str:
@@ -227,7 +262,8 @@ def advise_against_divergence(run: RunFacts) -> str:
 
 def advise_to_learn(run: RunFacts) -> str:
     """As advise_against_collapse, for a run whose features do not grow richer."""
-    choices = [*_advise_regularizer(run), _advise_rate(run, "change")]
+    of_batch = [key for key in _advise_own(run) if "data.batch_size" in key]
+    choices = [*_advise_regularizer(run), _advise_rate(run, "change"), *of_batch]
     return f"Give it more steps; if this stays, {' or '.join(choices)}."
 
 
@@ -238,9 +274,21 @@ def _advise_regularizer(run: RunFacts) -> list[str]:
     return ["turn on method.regularizer.name=vicreg method.regularizer.weight=0.3"] if is_off else []
 
 
+def _advise_own(run: RunFacts) -> list[str]:
+    """The keys by which the run's own method is kept from collapse, without those that are at their limits."""
+    section = SECTIONS.get(str(run.setting("method.name")))
+    keys = {} if section is None else section.AGAINST_COLLAPSE
+    at_limit = {("lower", 0.0), ("raise", 1.0)}  # a momentum
+    return [_advise_key(run, key, verb) for key, verb in keys.items() if (verb, run.setting(key)) not in at_limit]
+
+
 def _advise_rate(run: RunFacts, verb: str) -> str:
-    lr = run.setting("optim.lr")
-    return f"{verb} optim.lr" + ("" if lr is None else f", now {lr:g}")
+    return _advise_key(run, "optim.lr", verb)
+
+
+def _advise_key(run: RunFacts, key: str, verb: str) -> str:
+    value = run.setting(key)
+    return f"{verb} {key}" + (f", now {value:g}" if isinstance(value, int | float) else "")
 
 
 def _describe_shortness(run: Row) -> str | None:

@@ -17,7 +17,8 @@ from torch.nn import functional
 from openjepa.data.batch import Batch
 from openjepa.engine.precision import full_precision, widen
 from openjepa.methods.contract import Metrics, Rates
-from openjepa.methods.momentum import MomentumMethod, copy_as_target, encode_views, find_pairs
+from openjepa.methods.momentum import MomentumMethod, copy_as_target, encode_views
+from openjepa.methods.pairs import measure_pairs
 from openjepa.nn.heads import make_mlp
 from openjepa.nn.vit import VisionTransformer
 from openjepa.recipe import methods
@@ -45,8 +46,7 @@ class BYOL(MomentumMethod):
             targets = [widen(self.target_projector(pooled)) for pooled in encode_views(self.target_encoder, views)]
         with full_precision(views[0].device):
             loss = regress(predictions[0], targets[1]) + regress(predictions[1], targets[0])
-            found = (find_pairs(predictions[0], targets[1]) + find_pairs(predictions[1], targets[0])) / 2
-        return loss, {"loss": loss.detach(), "pairs_found": found}
+        return loss, {"loss": loss.detach()} | measure_pairs(predictions[0].detach(), targets[1])
 
 
 def regress(predictions: Float[Tensor, "images dim"], targets: Float[Tensor, "images dim"]) -> Float[Tensor, ""]:

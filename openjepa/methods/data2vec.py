@@ -60,6 +60,7 @@ class Data2Vec(MomentumMethod):
             loss = regress(predictions, targets, masks)
             num_patches = self.decoder.grid[0] * self.decoder.grid[1]
             metrics = explain_variance(predictions.detach(), targets, masks, num_patches)
+            metrics["target_std"] = masks.pick_targets(targets).std(0).mean()
         metrics["context_tokens"] = masks.context_lengths.float().mean()
         metrics["target_tokens"] = masks.target_lengths.float().sum(1).mean()
         return loss, metrics | {"loss": loss.detach()}

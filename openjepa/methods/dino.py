@@ -90,7 +90,8 @@ class DINO(MomentumMethod):
             wanted = sharpen(target, self.centre.mean, rates["teacher_temperature"])
             loss = distil(wanted, context, self.settings.temperature)
         self.centre.see(target)
-        return loss, {"loss": loss.detach()} | measure_assignments(wanted) | {"centre_norm": self.centre.mean.norm()}
+        metrics = {"loss": loss.detach()} | measure_assignments(wanted, loss) | {"centre_norm": self.centre.mean.norm()}
+        return loss, metrics
 
     def assign_small(self, batch: Batch, frozen: bool) -> Cosines:
         """The cosines of the small views, which the target never sees."""
@@ -125,13 +126,17 @@ def distil(wanted: Cosines, context: Float[Tensor, "more images prototypes"], te
 
 
 @torch.no_grad()
-def measure_assignments(wanted: Float[Tensor, "*places prototypes"]) -> Metrics:
-    """Entropies as shares of the largest: of a view's own assignment, and of the batch's mean one.
+def measure_assignments(wanted: Float[Tensor, "*places prototypes"], loss: Float[Tensor, ""]) -> Metrics:
+    """Entropies as shares of the largest: of a view's own assignment, and of the batch's mean one; and what of the loss is left.
 
-    teacher_entropy 1: every view is assigned to all prototypes alike. usage_entropy 0: every view, to the same one.
+    teacher_entropy 1: every view is assigned to all prototypes alike, as where sharpening is missing. usage_entropy 0: every
+    view, to the same one, as where centring is. assignment_kl: the loss, a cross-entropy, without the target's entropy; 0 in
+    either collapse (section 5.3, "Avoiding collapse").
     """
     rows, most = wanted.flatten(0, -2), math.log(wanted.shape[-1])
+    own = torch.special.entr(rows).sum(-1).mean()
     return {
-        "teacher_entropy": torch.special.entr(rows).sum(-1).mean() / most,
+        "teacher_entropy": own / most,
         "usage_entropy": torch.special.entr(rows.mean(0)).sum() / most,
+        "assignment_kl": loss.detach() - own,
     }

@@ -57,7 +57,7 @@ class IBOT(DINO):
         self.patch_centre.see(target_patches)
         metrics = {"loss": loss.detach(), "view_loss": between_views.detach(), "patch_loss": on_patches.detach()}
         norms = {"centre_norm": self.centre.mean.norm(), "patch_centre_norm": self.patch_centre.mean.norm()}
-        return loss, metrics | measure_assignments(wanted) | norms
+        return loss, metrics | measure_assignments(wanted, between_views) | measure_patches(wanted_patches) | norms
 
     def encode_hidden(
         self, images: Float[Tensor, "views channels height width"], hidden: Bool[Tensor, "views patches"]
@@ -82,6 +82,12 @@ class IBOT(DINO):
     @staticmethod
     def _with_mean(tokens: Float[Tensor, "views patches dim"]) -> Float[Tensor, "views tokens dim"]:
         return torch.cat([tokens.mean(1, keepdim=True), tokens], 1)
+
+
+def measure_patches(wanted: PatchCosines) -> Metrics:
+    """The entropies of patches' assignments, as dino.py has them of views."""
+    measured = measure_assignments(wanted, wanted.new_zeros(()))
+    return {f"patch_{name}": measured[name] for name in ("teacher_entropy", "usage_entropy")}
 
 
 def find_hidden(batch: Batch, name: str, grid: tuple[int, int]) -> Bool[Tensor, "views patches"]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from openjepa.data.batch import Batch, Views
 from openjepa.engine.precision import full_precision, widen
 from openjepa.methods.contract import Method, Metrics, Rates
+from openjepa.methods.pairs import measure_pairs
 from openjepa.methods.regularizers import sigreg
 from openjepa.nn.heads import make_mlp
 from openjepa.nn.vit import VisionTransformer
@@ -42,14 +43,16 @@ class LeJEPA(Method):
             disagreement = predict_centre(vectors, large.images.shape[1])
             spread = vectors.shape[1] * sigreg(vectors, self.settings.directions)
             loss = (1 - share) * disagreement + share * spread
-        return loss, {"loss": loss.detach(), "prediction_loss": disagreement.detach(), "regularizer": spread.detach()}
+        metrics = {"loss": loss.detach(), "prediction_loss": disagreement.detach(), "regularizer": spread.detach()}
+        return loss, metrics | measure_pairs(vectors[0].detach(), vectors[1].detach())
 
     def pool(self, group: Views) -> Float[Tensor, "views images dim"]:
         """The mean patch token of every view of a group."""
-        pooled: Tensor = self.context_encoder(group.flat).mean(1)
-        return pooled.unflatten(0, group.images.shape[:2]).transpose(0, 1)
+        pooled: Tensor = self.context_encoder(group.flat).mean(1).unflatten(0, group.images.shape[:2])
+        return pooled.transpose(0, 1)
 
 
 def predict_centre(vectors: Float[Tensor, "views images dim"], num_large: int) -> Float[Tensor, ""]:
     """Mean squared distance of every view from the mean of its image's large views, which come first; mean over width too."""
-    return (vectors[:num_large].mean(0) - vectors).square().mean()
+    centre = vectors[:num_large].mean(0)
+    return (centre - vectors).square().mean()

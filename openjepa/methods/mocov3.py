@@ -17,7 +17,8 @@ from torch.nn import functional
 from openjepa.data.batch import Batch
 from openjepa.engine.precision import full_precision, widen
 from openjepa.methods.contract import Metrics, Rates
-from openjepa.methods.momentum import MomentumMethod, copy_as_target, encode_views, find_pairs
+from openjepa.methods.momentum import MomentumMethod, copy_as_target, encode_views
+from openjepa.methods.pairs import measure_pairs
 from openjepa.nn.heads import make_mlp
 from openjepa.nn.vit import VisionTransformer
 from openjepa.recipe import methods
@@ -47,8 +48,7 @@ class MoCoV3(MomentumMethod):
             keys = [widen(self.target_projector(pooled)) for pooled in encode_views(self.target_encoder, views)]
         with full_precision(views[0].device):
             loss = contrast(queries[0], keys[1], self.temperature) + contrast(queries[1], keys[0], self.temperature)
-            found = (find_pairs(queries[0], keys[1]) + find_pairs(queries[1], keys[0])) / 2
-        return loss, {"loss": loss.detach(), "pairs_found": found}
+        return loss, {"loss": loss.detach()} | measure_pairs(queries[0].detach(), keys[1])
 
 
 def contrast(queries: Float[Tensor, "images dim"], keys: Float[Tensor, "images dim"], temperature: float) -> Float[Tensor, ""]:

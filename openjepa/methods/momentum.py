@@ -14,7 +14,6 @@ from typing import ClassVar, TypeVar
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from openjepa.engine.optim import momentum_where
 from openjepa.engine.schedule import target_momentum
@@ -80,10 +79,3 @@ def encode_views(
     """The mean patch token of every view, views of one size in one pass."""
     pooled: Tensor = encoder(torch.cat(list(views))).mean(1)
     return list(pooled.chunk(len(views)))
-
-
-@torch.no_grad()
-def find_pairs(queries: Float[Tensor, "images dim"], keys: Float[Tensor, "images dim"]) -> Float[Tensor, ""]:
-    """How often an image's own key is the most similar to its query of all keys, by cosine."""
-    similar = functional.normalize(queries, dim=1) @ functional.normalize(keys, dim=1).T
-    return (similar.argmax(1) == torch.arange(len(queries), device=queries.device)).float().mean()

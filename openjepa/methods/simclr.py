@@ -3,7 +3,7 @@
 Source: Chen et al. 2020 (arXiv 2002.05709). In reading order: views (section 2.1; recipe/methods.py has their colour
 changes), encoder f and projector g (section 2.1: a hidden layer with ReLU), NT-Xent loss (equation 1). Deviations: f is
 a ViT with mean pooling, not a ResNet; g has no batch norm, which the paper's code has and its text does not mention; AdamW as
-for all methods here, not LARS. Pinned by tests/unit/test_simclr.py.
+for all methods here, not LARS. Pinned by tests/parity/test_simclr.py.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openjepa.data.batch import MAIN, Batch
-from openjepa.engine.precision import full_precision
+from openjepa.engine.precision import full_precision, widen
 from openjepa.methods.contract import Method, Metrics, Rates
+from openjepa.methods.pairs import measure_pairs
 from openjepa.nn.vit import VisionTransformer, initialise
 from openjepa.recipe import methods
 
@@ -37,17 +38,16 @@ class SimCLR(Method):
         views = batch.views[MAIN].flat
         vectors = self.projector(self.context_encoder(views).mean(1))
         with full_precision(views.device):
-            loss, found = contrast(vectors.float(), self.settings.temperature)
-        return loss, {"loss": loss.detach(), "pairs_found": found}
+            loss = contrast(widen(vectors), self.settings.temperature)
+        return loss, {"loss": loss.detach()} | measure_pairs(vectors[::2].detach(), vectors[1::2].detach())
 
 
-def contrast(vectors: Float[Tensor, "views dim"], temperature: float) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """NT-Xent of vectors of which 2k and 2k + 1 belong together, and how often the partner is the most similar of all others.
+def contrast(vectors: Float[Tensor, "views dim"], temperature: float) -> Float[Tensor, ""]:
+    """NT-Xent of vectors of which 2k and 2k + 1 belong together.
 
     Equation 1: cross-entropy over cosines divided by the temperature, in which a view is never compared with itself.
     """
     unit = functional.normalize(vectors, dim=1)
     logits = (unit @ unit.T / temperature).masked_fill(torch.eye(len(unit), dtype=torch.bool, device=unit.device), -torch.inf)
     partner_idx = torch.arange(len(unit), device=unit.device) ^ 1
-    found = (logits.detach().argmax(1) == partner_idx).float().mean()
-    return functional.cross_entropy(logits, partner_idx), found
+    return functional.cross_entropy(logits, partner_idx)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openjepa.data.batch import MAIN, Batch
-from openjepa.engine.precision import full_precision
+from openjepa.engine.precision import full_precision, widen
 from openjepa.methods.contract import Method, Metrics, Rates
 from openjepa.nn.vit import VisionTransformer, initialise
 from openjepa.recipe import methods
@@ -37,12 +37,12 @@ class Supervised(Method):
         """Loss and detached metrics of a batch with labels. train_accuracy: of mixed images, by the label of the larger share."""
         images, labels = batch.views[MAIN].flat, batch.labels
         assert labels is not None, "a classifier is given labels"
-        wanted = functional.one_hot(labels, self.num_classes).float()
+        wanted = functional.one_hot(labels, self.num_classes).to(images)
         if self.settings.mixup or self.settings.cutmix:
             images, wanted = mix(images, wanted, self.settings.mixup, self.settings.cutmix)
         logits = self.classify(images)
         with full_precision(images.device):
-            loss = functional.cross_entropy(logits.float(), wanted, label_smoothing=self.settings.label_smoothing)
+            loss = functional.cross_entropy(widen(logits), wanted, label_smoothing=self.settings.label_smoothing)
         right = (logits.detach().argmax(1) == wanted.argmax(1)).float().mean()
         return loss, {"loss": loss.detach(), "train_accuracy": right}
 

@@ -27,6 +27,8 @@ class MethodSection(Section):
     """Whether the training images need class labels."""
     NEEDS_OBJECTS: ClassVar[bool] = False
     """Whether they need annotated objects, with boxes and perhaps masks."""
+    AGAINST_COLLAPSE: ClassVar[dict[str, Literal["raise", "lower"]]] = {}
+    """Keys by which the method itself is kept from collapse, each with what to do: the verdict's advice (health/verdict.py)."""
 
     @property
     def of_whole_batch(self) -> str | None:
@@ -111,6 +113,8 @@ class Masked(MethodSection):
 
 
 class IJEPA(Masked):
+    AGAINST_COLLAPSE: ClassVar[dict[str, Literal["raise", "lower"]]] = {"method.momentum.start": "raise"}
+
     name: Literal["ijepa"] = "ijepa"
     """I-JEPA (2301.08243): predict a target encoder's features of hidden blocks."""
     target_input: Literal["image", "patches"] = "image"
@@ -151,6 +155,8 @@ class SimCLR(MethodSection):
         "main": ViewGroup(count=2, crop_scale=(0.08, 1.0), colour=0.8, jitter=(0.8, 0.8, 0.8, 0.2), grey=0.2, blur=0.5)
     }
 
+    AGAINST_COLLAPSE: ClassVar[dict[str, Literal["raise", "lower"]]] = {"method.temperature": "lower", "data.batch_size": "raise"}
+
     name: Literal["simclr"] = "simclr"
     """SimCLR (2002.05709): two views of an image are alike, views of different images are not."""
     projector_width: int = Field(default=128, ge=2)
@@ -179,6 +185,8 @@ SECOND = FIRST.model_copy(update={"blur": 0.1, "solarize": 0.2})
 class Followed(MethodSection):
     """What the methods share that have no predictor of tokens, and a target encoder that follows the trained one."""
 
+    AGAINST_COLLAPSE: ClassVar[dict[str, Literal["raise", "lower"]]] = {"method.momentum.start": "raise"}
+
     momentum: Momentum = Momentum(schedule="cosine")
 
 
@@ -205,6 +213,10 @@ class BYOL(Followed):
 
 class MoCoV3(Followed):
     VIEWS: ClassVar[dict[str, ViewGroup]] = {"first": FIRST, "second": SECOND}
+
+    AGAINST_COLLAPSE: ClassVar[dict[str, Literal["raise", "lower"]]] = {
+        "method.temperature": "lower", "data.batch_size": "raise", "method.momentum.start": "raise"
+    }  # fmt: skip
 
     name: Literal["mocov3"] = "mocov3"
     """MoCo v3 (2104.02057): tell the other view, seen by a target network, from other images."""
@@ -254,6 +266,10 @@ class DINO(Followed):
         "local": FIRST.model_copy(update={"count": 8, "size": 96, "crop_scale": (0.05, 0.25), "blur": 0.5}),
     }
     ANY_COUNT: ClassVar[frozenset[str]] = frozenset({"local"})
+
+    AGAINST_COLLAPSE: ClassVar[dict[str, Literal["raise", "lower"]]] = {
+        "method.teacher_temperature.end": "lower", "method.centre_momentum": "lower", "method.momentum.start": "raise"
+    }  # fmt: skip
 
     name: Literal["dino"] = "dino"
     """DINO (2104.14294): agree with a target network on prototypes, across large and small crops."""
@@ -330,6 +346,8 @@ class LeJEPA(MethodSection):
         "local": FIRST.model_copy(update={"count": 8, "size": 96, "crop_scale": (0.05, 0.3), "blur": 0.5, "solarize": 0.2}),
     }
     ANY_COUNT: ClassVar[frozenset[str]] = frozenset({"global", "local"})
+
+    AGAINST_COLLAPSE: ClassVar[dict[str, Literal["raise", "lower"]]] = {"method.trade_off": "raise", "method.directions": "raise"}
 
     name: Literal["lejepa"] = "lejepa"
     """LeJEPA (2511.08544): views of an image agree, and images are spread as a Gaussian is; no target network."""

@@ -124,7 +124,49 @@ TRAINING_PLANS = (
         bottom=0.0,
         top=1.0,
     ),
-    Plan("centre", "Norm of the centre", (("centre_norm", "norm"),), "Of the moving mean of the target's outputs.", bottom=0.0),
+    Plan(
+        "patch_entropy",
+        "Entropy of patches' assignments",
+        (("patch_teacher_entropy", "of a patch"), ("patch_usage_entropy", "of the batch's mean")),
+        "As of views, for the patches of large views.",
+        bottom=0.0,
+        top=1.0,
+    ),
+    Plan(
+        "assignment_kl",
+        "Disagreement about assignments",
+        (("assignment_kl", "nats"),),
+        "The loss between views without the target's own entropy (KL divergence); 0 in either collapse.",
+        bottom=0.0,
+    ),
+    Plan(
+        "centre",
+        "Norm of the centre",
+        (("centre_norm", "of views"), ("patch_centre_norm", "of patches")),
+        "Of the moving mean of the target's outputs.",
+        bottom=0.0,
+    ),
+    Plan(
+        "alignment",
+        "Alignment",
+        (("alignment", "squared distance"),),
+        "Between the vectors of two views of an image, on the unit sphere: 0 are the same, 2 are orthogonal.",
+        bottom=0.0,
+    ),
+    Plan(
+        "uniformity",
+        "Uniformity",
+        (("uniformity", "log potential"),),
+        "Of the vectors of different images: 0 are all the same, -4 are spread evenly.",
+        top=0.0,
+    ),
+    Plan(
+        "target_std",
+        "Spread of the targets",
+        (("target_std", "standard deviation"),),
+        "Of targets over patches, mean over their dimensions; 0: all are alike.",
+        bottom=0.0,
+    ),
     Plan(
         "train_accuracy",
         "Accuracy on training views",
@@ -144,6 +186,13 @@ SCHEDULE_PLANS = (
     Plan("lr", "Learning rate", (("lr", "learning rate"),), "", bottom=0.0),
     Plan("decay", "Weight decay", (("weight_decay", "weight decay"),), "", bottom=0.0),
     Plan("momentum", "Momentum of the target encoder", (("momentum", "momentum"),), ""),
+    Plan(
+        "teacher_temperature",
+        "Temperature of the target",
+        (("teacher_temperature", "temperature"),),
+        "What the target's outputs are divided by: the lower, the sharper.",
+        bottom=0.0,
+    ),
 )
 
 

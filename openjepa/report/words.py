@@ -111,6 +111,15 @@ def _observe_health(rows: Sequence[Row]) -> list[Observation]:
             else "The predictor does no better than the mean target."
         )
         found.append(Observation(words, "curves"))
+    if found_pairs := _finite(rows, "pairs_found"):
+        words = f"The other view of an image is the most similar one of its batch in {100 * found_pairs[-1]:.0f} % of the cases."
+        found.append(Observation(words, "curves"))
+    if (own := _finite(rows, "teacher_entropy")) and (usage := _finite(rows, "usage_entropy")):
+        words = (
+            f"The target's assignment of a view has {100 * own[-1]:.0f} % of the largest entropy, that of a whole batch "
+            f"{100 * usage[-1]:.0f} %: the first should be the lower one."
+        )
+        found.append(Observation(words, "curves"))
     if len(ranks := _finite(rows, "effective_rank_pooled")) > 1:
         first, last = ranks[0], ranks[-1]
         direction = "rose" if last > first else "fell"

@@ -33,10 +33,6 @@ if TYPE_CHECKING:
     from openjepa.training.session import Session
 
 MIN_HEALTH_ROWS = 10  # a short run is measured more often than health.every_steps, or no trend could be seen
-JUDGED_METRICS = (  # of a step, that health rows repeat
-    "loss", "explained_variance", "explained_content", "content_frac", "train_accuracy", "pairs_found", "teacher_entropy",
-    "usage_entropy", "centre_norm",
-)  # fmt: skip
 PACE_ROWS = 4  # the last health measurements, between which a step is timed for a plan
 SPEED_ROWS = 5  # logged steps after which a run first says how fast it is; the very first is left out, it warms up
 
@@ -153,7 +149,7 @@ class Health:
         row = {
             "step": record.step,
             **self.measure(),
-            **{name: float(record.metrics[name]) for name in JUDGED_METRICS if name in record.metrics},
+            **{name: float(value) for name, value in record.metrics.items()},
             "grad_norm": float(record.grad_norm),
             "skipped_in_a_row": record.skipped_in_a_row,
         }
