@@ -37,12 +37,12 @@ from openjepa.training import hooks
 from tests.models import small_recipe
 
 PACKAGE = Path(openjepa.__file__).parent
-METHODS = ["ijepa", "mae", "simclr", "byol", "mocov3", "dino", "ibot", "data2vec", "lejepa", "supervised", "detection"]
+METHODS = list(methods.SECTIONS)
 SHIPPED = ["demo", "paper_vit_base_16", "paper_vit_giant_16", "paper_vit_huge_14", "paper_vit_huge_16_448",
-           "paper_vit_large_16", "brief_vit_base_16", "mae_demo", "mae_vit_base_16",
-           "small_1k", "small_10k", "small_100k", "small_1m", "mae_small", "simclr_small", "supervised_small",
-           *(f"{name}_small" for name in ("byol", "mocov3", "dino", "ibot", "data2vec", "lejepa")),
-           *(f"{name}_vit_base_16" for name in ("byol", "mocov3", "dino", "ibot", "data2vec", "lejepa"))]  # fmt: skip
+           "paper_vit_large_16", "brief_vit_base_16", "mae_demo", "small_1k", "small_10k", "small_100k", "small_1m",
+           "ijepa_small", "detection_small", "instances_small", "vitdet_vit_base_16",
+           *(f"{name}_{size}" for name in METHODS if name not in ("ijepa", "detection")
+             for size in ("small", "vit_base_16"))]  # fmt: skip
 TERM = {"name": "vicreg", "weight": 0.3}
 PROBE = {"train": "sample:test", "test": "sample:test"}
 
