@@ -11,9 +11,10 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import tyro
@@ -375,17 +376,29 @@ def keys(prefix: Annotated[Positional[str], arg(metavar="KEY")] = "", recipe: st
         print(line)
 
 
-def doctor(images: DataSpec, recipe: str = "demo") -> None:
-    """Look at the data, check that a recipe fits it, and measure how long and how much memory it takes.
+def make_doctor(changes: dict[str, Any]) -> Callable[..., None]:
+    """The doctor command with the recipe keys that the command line changes."""
 
-    Args:
-        images: A folder of images, sample:train, or fashion-mnist:FOLDER:train.
-        recipe: auto, a shipped recipe's name or a YAML file.
-    """
-    from openjepa.commands.doctor import examine
+    def doctor(images: DataSpec, recipe: str = "demo", sheet: Path | None = None) -> None:
+        """Look at the data, check that a recipe fits it, and measure how long and how much memory it takes.
 
-    for line in examine(images, _choose_or_load(recipe, images)):
-        print(line)
+        Draws a contact sheet of the first images as the model will see them. KEY=VALUE changes a value of the recipe, as in
+        data.channels=5 or data.layout=channels_first.
+
+        Args:
+            images: A folder of images, sample:train, or fashion-mnist:FOLDER:train.
+            recipe: auto, a shipped recipe's name or a YAML file.
+            sheet: The PNG file of the contact sheet; in runs/, named like the data, if not given. Only an earlier contact sheet
+                is overwritten.
+        """
+        from openjepa.commands.doctor import examine
+
+        folder = default_out(images)
+        path = sheet or folder.with_name(f"{folder.name}.contact-sheet.png")
+        for line in examine(images, _choose_or_load(recipe, images, changes), path):
+            print(line)
+
+    return doctor
 
 
 def bench(recipe: str = "demo", data: str = "sample:train") -> None:
@@ -410,6 +423,7 @@ def pack(
     white_level: str = "auto",
     layout: Literal["channels_last", "channels_first"] = "channels_last",
     pages: Literal["first", "all"] = "first",
+    window: Literal["file", "ignore"] = "file",
 ) -> None:
     """Decode images once, for runs of many epochs: OUT then serves as DATA wherever the folder did, and loads faster.
 
@@ -421,7 +435,8 @@ def pack(
         workers: Processes that decode; as many as there are cores for this process if not given.
         white_level: Value shown white in images of more than 8 bits; auto measures it.
         layout: Of .npy arrays of three dimensions: (height, width, channels), or channels first.
-        pages: Of TIFF files: the first page, or all of them, each an image.
+        pages: Of TIFF and DICOM files: the first page or frame, or all of them, each an image.
+        window: Of DICOM files: shown by the window that each states, or all by the white level.
     """
     from openjepa.data.depth import settle
     from openjepa.data.left_out import describe_left_out, write_left_out
@@ -431,7 +446,7 @@ def pack(
     from openjepa.runs.machine import count_cores
 
     require_new(out)
-    told = {"channels": channels, "white_level": white_level, "layout": layout, "pages": pages}
+    told = {"channels": channels, "white_level": white_level, "layout": layout, "pages": pages, "window": window}
     settings = sections.Data.model_validate(told)
     _, source, lines = settle(settings, open_source(images, channels, reading_of(settings)))
     for line in (*lines, *describe_left_out(source)):
@@ -582,7 +597,8 @@ def main(argv: list[str] | None = None) -> None:
             "energy": energy,
             "import": import_weights, "export": export, "masks": masks, "report": report, "health": health, "recipes": recipes,
             "keys": keys,
-            "doctor": doctor, "bench": bench, "pack": pack, "make-scenes": make_scenes,
+            "doctor": make_doctor(edit.read_assignments(assignments)),
+            "bench": bench, "pack": pack, "make-scenes": make_scenes,
             "compare": make_compare(edit.read_assignments(assignments), words), "ablate": ablate, "demo": demo,
         }  # fmt: skip
         shown = {name: command if name == verb else _named_only(command) for name, command in commands.items()}
@@ -643,10 +659,12 @@ def split_assignments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return rest, assignments
 
 
-_WITH_RECIPE = ("pretrain", "finetune", "compare")  # commands that take values of a recipe
+_WITH_RECIPE = ("pretrain", "finetune", "compare", "doctor")  # commands that take values of a recipe
 _REPEATABLE = ("compare", "ablate")  # commands that go on where they stopped
 # Their flags whose next word is the flag's, whatever it looks like.
-_WITH_VALUE = ("--out", "--recipe", "--init", "--train", "--test", "--task", "--encoder", "--data", "--labels", "--reference")
+_WITH_VALUE = (
+    "--out", "--recipe", "--init", "--train", "--test", "--task", "--encoder", "--data", "--labels", "--reference", "--sheet"
+)  # fmt: skip
 _KEY = re.compile(r"[a-z_]+(\.[\w-]+)*")
 
 
@@ -657,13 +675,14 @@ def default_out(data: str) -> Path:
     return Path("runs") / (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run")
 
 
-def _choose_or_load(recipe: str, data: str) -> sections.Recipe:
-    """A recipe by name or file; auto is chosen for the data, and its choices are printed."""
+def _choose_or_load(recipe: str, data: str, changes: Mapping[str, Any] = MappingProxyType({})) -> sections.Recipe:
+    """A recipe by name or file, with changes; auto is chosen for the data, and its choices are printed."""
     if recipe != files.AUTO:
-        return files.load_recipe(recipe)
-    from openjepa.commands.auto import choose
+        return edit.with_changes(files.load_recipe(recipe), changes)
+    from openjepa.commands.auto import choose, told_reading
 
-    chosen, choices = choose(data)
+    chosen, choices = choose(data, changes.get("train.device", "auto"), told_reading(changes))
+    chosen = edit.with_changes(chosen, changes)
     _print_choices(choices, chosen)
     return chosen
 

@@ -9,6 +9,7 @@ data.batch_size=auto measures.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -99,6 +100,11 @@ class Choice(NamedTuple):
 def choose(data: str, device: str = "auto", reading: Reading = AS_STORED) -> tuple[Recipe, list[Choice]]:
     """A recipe for the data that a user names, on this machine. Raises ValueError as look_at and pick_device do."""
     return choose_recipe(look_at(data, reading), look_at_machine(device))
+
+
+def told_reading(changes: Mapping[str, Any]) -> Reading:
+    """How a user says that files are read, in values of a recipe: what has to be known before they are looked at."""
+    return Reading(**{key: changes[f"data.{key}"] for key in ("layout", "pages", "window") if f"data.{key}" in changes})
 
 
 def look_at_machine(device: str = "auto") -> MachineLook:

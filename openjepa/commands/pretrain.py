@@ -8,12 +8,12 @@ from typing import Any
 
 from rich.console import Console
 
-from openjepa.commands.auto import choose, word_choices
+from openjepa.commands.auto import choose, told_reading, word_choices
 from openjepa.data.annotations import open_for
 from openjepa.data.depth import settle
-from openjepa.data.inspect import check_number, describe_pages
+from openjepa.data.inspect import check_number, describe_pages, describe_windows
 from openjepa.data.left_out import describe_left_out, describe_skipped, write_left_out
-from openjepa.data.reading import Reading, keep_levels, reading_of
+from openjepa.data.reading import keep_levels, reading_of
 from openjepa.data.skipped import SkippedFiles
 from openjepa.data.sources import ImageSource, absolute_spec, open_labelled
 from openjepa.engine.fp8 import require_fp8
@@ -120,7 +120,7 @@ def _open_images(data: str, asked: Recipe, recorded: Recipe | None, console: Con
     settings = asked.data if recorded is None else keep_levels(asked.data, recorded.data)
     opened = open_for(asked.method, data, settings.channels, reading_of(settings))
     settings, source, lines = settle(settings, opened)
-    for line in (*lines, *describe_left_out(source), *describe_pages(source)):
+    for line in (*lines, *describe_left_out(source), *describe_pages(source), *describe_windows(source)):
         console.print(line[0].upper() + line[1:], highlight=False, markup=False)
     return asked.model_copy(update={"data": settings}), source
 
@@ -134,8 +134,7 @@ def _find_recipe(
     elif resumed is not None and recipe in (None, AUTO):
         base = read_recorded(resumed)
     elif recipe == AUTO:
-        told = {key: changes[f"data.{key}"] for key in ("layout", "pages") if f"data.{key}" in changes}
-        base, choices = choose(data, changes.get("train.device", "auto"), Reading(**told))
+        base, choices = choose(data, changes.get("train.device", "auto"), told_reading(changes))
         chosen = with_changes(base, changes)
         return _with_absolute_paths(chosen), [base.description, *word_choices(choices, chosen)]
     elif recipe is None:

@@ -26,6 +26,7 @@ from openjepa.health.verdict import LEARNED_VARIANCE_FRAC, MAX_GRAD_NORM, MIN_FE
 from openjepa.methods.masked import MaskedMethod
 from openjepa.nn.encoder import Encoder, EncoderOutput
 from openjepa.recipe.check import build_recipe
+from openjepa.report.contact import draw_contact_sheet
 from openjepa.report.page import build_report
 from openjepa.report.pictures import Beliefs, Neighbours, Pictures
 from openjepa.report.reconstructions import show_beliefs
@@ -92,7 +93,8 @@ def _draw(folder: RunFolder, facts: Row, device: str) -> Pictures | None:
         raise ValueError(f"the images that the run was trained on are no longer at {data}: there is now a folder {difference}")
     held_out = _open(name_held_out(data), channels, reading)
     beliefs, problem = _draw_beliefs(checkpoint, held_out or pool, pool)
-    return replace(draw_pictures(encoder, pool, held_out), beliefs=beliefs, beliefs_problem=problem)
+    sheet = draw_contact_sheet(build_recipe(facts["recipe"], where="run.json"), pool)
+    return replace(draw_pictures(encoder, pool, held_out), beliefs=beliefs, beliefs_problem=problem, contact_sheet=sheet)
 
 
 def _tell_apart(facts: Row, pool: ImageSource) -> str:

@@ -49,7 +49,7 @@ def fit_to_encoder(recipe: Recipe, start: Start, changes: Mapping[str, Any] | No
     data, model = start.recipe.data, start.recipe.model
     given = {
         "data.image_size": data.image_size, "data.channels": data.channels, "data.workers": data.workers,
-        **{f"data.{key}": getattr(data, key) for key in ("white_level", "black_level", "nodata", "layout", "pages")},
+        **{f"data.{key}": getattr(data, key) for key in ("white_level", "black_level", "nodata", "layout", "pages", "window")},
         "data.normalization": "measured" if start.weights is None else "init",
         **{f"model.{key}": value for key, value in model.model_dump().items()},
         "train.precision": start.recipe.train.precision, "train.device": start.recipe.train.device,

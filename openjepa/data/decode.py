@@ -2,11 +2,12 @@
 
 Pillow names the format by the first bytes, never by the name. JPEG, PNG, WebP, BMP, GIF, and AVIF and JPEG 2000 where it can:
 first frame only, EXIF rotation applied; plain JPEGs through simplejpeg, which gives the same pixels sooner, HEIC through the
-plug-in pillow-heif. TIFF is in tiff.py, `.npy` in npy.py, PNG beyond Pillow in png.py; samples of more than 8 bits become grey
-levels in raster.py. A JPEG is opened without being decoded, and can be decoded to 1/2, 1/4 or 1/8 of its sides at less
-cost. Alpha, and the transparent colour of a PNG or GIF, is composited over white for 1 and 3 channels, kept as the last
-channel for 2 and 4. Colour profiles are ignored. Refused: truncated files, and more than MAX_PIXELS pixels, twice Pillow's
-warning level and the point where Pillow itself raises a decompression bomb error. What is refused is named (identify.py).
+plug-in pillow-heif. TIFF is in tiff.py, DICOM in dicom.py, `.npy` in npy.py, PNG beyond Pillow in png.py; samples of more than
+8 bits become grey levels in raster.py. A JPEG is opened without being decoded, and can be decoded to 1/2, 1/4 or 1/8 of its
+sides at less cost. Alpha, and the transparent colour of a PNG or GIF, is composited over white for 1 and 3 channels, kept as
+the last channel for 2 and 4. Colour profiles are ignored. Refused: truncated files, and more than MAX_PIXELS pixels, twice
+Pillow's warning level and the point where Pillow itself raises a decompression bomb error. What is refused is named
+(identify.py).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 
+from openjepa.data import dicom
 from openjepa.data.errors import DecodeError as DecodeError  # part of what a picture may raise
 from openjepa.data.errors import OpenFile
 from openjepa.data.identify import has_heif, identify, is_heif
@@ -45,6 +47,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", *(name for name, (can, _
 JPEGS = ("JPEG", "MPO")  # MPO: several JPEGs in a row
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".npy"}
+    | (set(dicom.EXTENSIONS) if dicom.has_dicom() else set())
     | {extension for can, extensions in _MODERN.values() if can for extension in extensions}
 )
 MAX_PIXELS = 2 * 89_478_485
@@ -132,8 +135,10 @@ def read_header(path: str, reading: Reading = AS_STORED, page_idx: int = 0) -> H
         if is_npy(path):
             array = map_array(path, reading.layout)
             return Header((array.shape[0], array.shape[1]), array.shape[2], str(array.dtype))
-        if _is_tiff(path):
-            height, width, channels, depth = read_shape(path, page_idx)
+        is_tiff_file = _is_tiff(path)
+        if is_tiff_file or _is_dicom(path):
+            shape = read_shape(path, page_idx) if is_tiff_file else dicom.read_shape(path, reading)
+            height, width, channels, depth = shape
             return Header((height, width), channels, depth)
         with open(path, "rb") as file:
             return _repairing(file, lambda readable: _read_header(path, readable))
@@ -165,7 +170,7 @@ def read_raster(path: str, reading: Reading = AS_STORED, page_idx: int = 0) -> R
     every_bit = replace(reading, white=1.0)  # whatever it is: a white level asks for all bits
     with _decode_errors(path):
         found = _open(path, channels, every_bit, page_idx)
-        return found if isinstance(found, Raster) and found.is_deep else None
+        return found if isinstance(found, Raster) and found.is_deep and found.scale is None else None
 
 
 def _open(path: str, channels: int, reading: Reading, page_idx: int) -> Picture | Raster:
@@ -174,15 +179,19 @@ def _open(path: str, channels: int, reading: Reading, page_idx: int) -> Picture 
         array = map_array(path, reading.layout)
         _check_size(path, array.shape[1], array.shape[0])
         return read_npy(path, array, channels)
+    if page_idx and _is_dicom(path):
+        return dicom.read_dicom(path, page_idx, reading, MAX_PIXELS)
     with open(path, "rb") as file:
         if page_idx:
             return read_tiff(path, file, page_idx, MAX_PIXELS)
         try:
             return _repairing(file, lambda readable: _read_picture(path, readable, channels, reading))
         except UnidentifiedImageError:
-            if not _is_tiff(path):
-                raise
-            return read_tiff(path, file, 0, MAX_PIXELS)
+            if _is_tiff(path):
+                return read_tiff(path, file, 0, MAX_PIXELS)
+            if _is_dicom(path):
+                return dicom.read_dicom(path, 0, reading, MAX_PIXELS)
+            raise
 
 
 def _repairing(file: OpenFile, read: Callable[[OpenFile], Found]) -> Found:
@@ -261,6 +270,10 @@ def _identified(path: str, file: OpenFile) -> Iterator[Image.Image]:
 def _is_tiff(path: str) -> bool:
     with open(path, "rb") as file:
         return is_tiff(file.read(4))
+
+
+def _is_dicom(path: str) -> bool:
+    return dicom.has_dicom() and dicom.is_dicom(path)
 
 
 def _turn(raster: Raster, rotation: Image.Transpose | None) -> Raster:

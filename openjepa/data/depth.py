@@ -97,7 +97,7 @@ def settle(settings: Data, source: ImageSource) -> tuple[Data, ImageSource, list
         return settings, replace(source, whole=whole), lines
     reading = reading_of(settings)
     if isinstance(source, PackSource) and source.reading != AS_STORED:
-        reading = replace(source.reading, layout=reading.layout, pages=reading.pages)
+        reading = replace(source.reading, layout=reading.layout, pages=reading.pages, window=reading.window)
         return _with_reading(settings, reading), source, []
     if not isinstance(source, FolderSource):
         return _with_reading(settings, reading), source, []

@@ -9,11 +9,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+from contextlib import suppress
 from typing import NamedTuple
+
+from openjepa.data.dicom import is_dicom, may_be_dicom
 
 HEAD_BYTES = 512  # enough for every row; DICOM's mark is the farthest in, at 128
 CONVERT = "convert it to PNG or TIFF"
-PICTURES = "JPEG, PNG, WebP, AVIF, JPEG 2000, BMP, TIFF, GIF and .npy are read"
+PICTURES = "JPEG, PNG, WebP, AVIF, JPEG 2000, BMP, TIFF, GIF, DICOM and .npy are read"
 
 
 class Kind(NamedTuple):
@@ -26,6 +29,8 @@ class Kind(NamedTuple):
 
 
 HEIC_NAME, HEIC_ADVICE = "a HEIC picture", "pip install 'openjepa[heif]' reads it, or convert it to JPEG"
+DATA_SET = "DICOM data without the preamble of a DICOM file"
+WRITE_AGAIN = "write it again as a DICOM file, for example with pydicom: dcmread(FILE, force=True).save_as(...)"
 DOWNLOAD_AGAIN = "download the image again"
 DEVELOP = "develop it to TIFF or JPEG with its camera's program"
 
@@ -58,7 +63,11 @@ KINDS = (
     Kind(0, b"CDF", "a NetCDF file", "save each image with numpy.save"),
     Kind(0, b"SIMPLE  =", "a FITS file", "save each image with numpy.save"),
     Kind(344, b"n+1\0", "a NIfTI volume", "save each slice with numpy.save"),
-    Kind(128, b"DICM", "a DICOM file", "convert it to 16-bit PNG or TIFF, for example with pydicom"),
+    Kind(128, b"DICM", "a DICOM file", "pip install 'openjepa[dicom]' reads it, or convert it to 16-bit PNG or TIFF"),
+    Kind(0, b"\x08\0\5\0", DATA_SET, WRITE_AGAIN),
+    Kind(0, b"\x08\0\x16\0", DATA_SET, WRITE_AGAIN),
+    Kind(0, b"\x08\0\x08\0", DATA_SET, WRITE_AGAIN),
+    Kind(0, b"\2\0\0\0", DATA_SET, WRITE_AGAIN),
     Kind(0, b"8BPS", "a Photoshop file", CONVERT),
     Kind(0, b"\x76\x2f\x31\x01", "an OpenEXR picture", "convert it to float TIFF"),
     Kind(0, b"#?RADIANCE", "a Radiance HDR picture", "convert it to float TIFF"),
@@ -84,7 +93,7 @@ UNREAD_IMAGES = {
     "AVIF, which this Pillow cannot read": (".avif",),
     "JPEG 2000, which this Pillow cannot read": (".jp2", ".j2k", ".jpx", ".j2c", ".jpf"),
     "JPEG XL": (".jxl",),
-    "DICOM": (".dcm", ".dicom"),
+    "DICOM, read with pip install 'openjepa[dicom]'": (".dcm", ".dicom"),
     "camera raw": (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw"),
     "Photoshop": (".psd", ".psb"),
     "OpenEXR or HDR": (".exr", ".hdr"),
@@ -93,6 +102,21 @@ UNREAD_IMAGES = {
     "microscopes' own": (".czi", ".nd2", ".lif", ".lsm", ".svs", ".ndpi", ".mrxs", ".vsi", ".oib", ".oir"),
     "other pictures": (".ppm", ".pgm", ".pbm", ".tga", ".ico", ".svg", ".jxr", ".fits", ".fit", ".h5", ".hdf5"),
 }  # fmt: skip
+_NAMES = {extension: name for name, extensions in UNREAD_IMAGES.items() for extension in extensions}
+
+
+def extension_of(path: str) -> str:
+    """A file's extension in lower case; .dcm for DICOM whose name has none, which its bytes tell."""
+    if may_be_dicom(path):
+        with suppress(OSError):  # reading it will tell
+            if is_dicom(path):
+                return ".dcm"
+    return os.path.splitext(path)[1].lower()
+
+
+def explain_extension(extension: str) -> str | None:
+    """What files left out for their extension most likely are, where they are images that somebody may miss."""
+    return _NAMES.get(extension)
 
 
 def identify(path: str) -> str:

@@ -18,10 +18,13 @@ from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor, unique
 
 from openjepa.data.decode import Header, Pixels, read_header
+from openjepa.data.dicom import EXTENSIONS as DICOM
+from openjepa.data.dicom import read_window
+from openjepa.data.identify import extension_of
 from openjepa.data.npy import is_npy, looks_channels_first
 from openjepa.data.reading import AS_STORED, Reading
 from openjepa.data.skipped import one_line
-from openjepa.data.sources import DecodeError, FolderSource, ImageSource, open_source, spread
+from openjepa.data.sources import DecodeError, FolderSource, ImageSource, open_source, printable, spread
 from openjepa.data.sources.folder import list_pages_of
 from openjepa.data.sources.packed import read_packed_channels
 
@@ -147,19 +150,42 @@ def find_problems(views: UInt8[Tensor, "sample channels height width"], num_imag
 
 
 def describe_pages(source: ImageSource) -> list[str]:
-    """A line where TIFF files looked at hold several pages, of which the first alone is read."""
+    """A line where TIFF or DICOM files looked at hold several pages, of which the first alone is read."""
     if not isinstance(source, FolderSource) or source.reading.pages == "all":
         return []
-    stacks = [path for path in source.files if path.lower().endswith((".tif", ".tiff"))]
+    stacks = [path for path in source.files if extension_of(path) in (".tif", ".tiff", *DICOM)]
     looked_at = [stacks[i] for i in spread(len(stacks), DECODED)]
     counts = [len(list_pages_of(path)) for path in looked_at]
     several = [count for count in counts if count > 1]
     if not several:
         return []
     return [
-        f"{len(several)} of {len(looked_at)} TIFF files looked at hold {min(several)} to {max(several)} pages: only the "
-        "first is read; data.pages=all makes every page an image"
+        f"{len(several)} of {len(looked_at)} TIFF and DICOM files looked at hold {min(several)} to {max(several)} pages: only "
+        "the first is read; data.pages=all makes every page an image"
     ]
+
+
+def describe_windows(source: ImageSource) -> list[str]:
+    """A line where DICOM files looked at are shown by a window of their own, which need not be one for all."""
+    if not isinstance(source, FolderSource) or source.reading.window == "ignore":
+        return []
+    scans = [index for index, path in enumerate(source.files) if extension_of(path) in DICOM]
+    looked_at = [scans[i] for i in spread(len(scans), DECODED)]
+    windows = [window for index in looked_at if (window := _window_of(source, index)) is not None]
+    if not windows:
+        return []
+    return [
+        f"{len(windows)} of {len(looked_at)} DICOM files looked at are shown by their own window, {len(set(windows))} different; "
+        "data.window=ignore shows all alike, with data.black_level and data.white_level in the scanner's units (CT: Hounsfield)"
+    ]
+
+
+def _window_of(source: FolderSource, index: int) -> object:
+    """What tells a file's own black and white from another's; None if it states none or cannot be read."""
+    try:
+        return read_window(source.files[index], source.page(index))
+    except Exception:  # damaged files make pydicom raise almost anything; decoding says what is wrong
+        return None
 
 
 def _flat_mask(views: UInt8[Tensor, "sample channels height width"]) -> Bool[Tensor, " sample"]:
@@ -173,7 +199,7 @@ def describe_data(source: ImageSource, sample_idx: Int64[np.ndarray, " sample"])
     for index in sample_idx.tolist():
         with suppress(DecodeError):  # listed when it is decoded
             sizes.append(look_at_header(source, index).size)
-    kinds = Counter(Path(source.path(index)).suffix.lower() or "array" for index in range(len(source)))
+    kinds = Counter(_kind_of(source, index) for index in range(len(source)))
     yield f"{source.spec}: {len(source)} images ({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())})"
     if source.labels is None:
         yield "no labels: enough to pretrain; a probe needs class sub-folders"
@@ -187,3 +213,9 @@ def describe_data(source: ImageSource, sample_idx: Int64[np.ndarray, " sample"])
             f"sizes, height x width: {min(heights)} x {min(widths)} to {max(heights)} x {max(widths)} px, "
             f"median {int(np.median(heights))} x {int(np.median(widths))}, of {len(sizes)} looked at"
         )
+
+
+def _kind_of(source: ImageSource, index: int) -> str:
+    if isinstance(source, FolderSource):
+        return one_line(printable(extension_of(source.files[index])))
+    return Path(source.path(index)).suffix.lower() or "array"

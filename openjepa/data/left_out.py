@@ -5,18 +5,16 @@ One line on the screen for each, and a list beside the output: paths one a line,
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from openjepa.data.identify import UNREAD_IMAGES
+from openjepa.data.identify import explain_extension, extension_of
 from openjepa.data.skipped import one_line
 from openjepa.data.sources import FolderSource, ImageSource, printable, whole_of
 from openjepa.runs.atomic import write_atomic
 
 MOST_KINDS = 6  # named in the line
-_NAMES = {extension: name for name, extensions in UNREAD_IMAGES.items() for extension in extensions}
 
 
 def describe_left_out(source: ImageSource) -> list[str]:
@@ -27,12 +25,12 @@ def describe_left_out(source: ImageSource) -> list[str]:
     left_out = source.left_out
     if not left_out:
         return source.notes
-    kinds = Counter(os.path.splitext(path)[1].lower() for path in left_out)
-    ordered = sorted(kinds, key=lambda kind: (kind not in _NAMES, -kinds[kind], kind))
+    kinds = Counter(extension_of(path) for path in left_out)
+    ordered = sorted(kinds, key=lambda kind: (explain_extension(kind) is None, -kinds[kind], kind))
     named = [f"{kinds[kind]} {one_line(printable(kind)) or 'without extension'}{_explain(kind)}" for kind in ordered[:MOST_KINDS]]
     if len(ordered) > MOST_KINDS:
         named.append(f"{sum(kinds[kind] for kind in ordered[MOST_KINDS:])} of {len(ordered) - MOST_KINDS} other kinds")
-    missed = sum(kinds[kind] for kind in ordered if kind in _NAMES)
+    missed = sum(kinds[kind] for kind in ordered if explain_extension(kind))
     verb = f"{missed} of them images that may be missed: " if missed else ""
     return [f"passed over {len(left_out)} files beside {len(source)} images; {verb}{', '.join(named)}", *source.notes]
 
@@ -60,4 +58,5 @@ def write_skipped(skipped: Sequence[tuple[str, str]], path: Path) -> None:
 
 
 def _explain(kind: str) -> str:
-    return f" ({_NAMES[kind]})" if kind in _NAMES else ""
+    name = explain_extension(kind)
+    return f" ({name})" if name else ""

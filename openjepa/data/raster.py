@@ -2,9 +2,10 @@
 
 A rule, the same for PNG, TIFF and .npy:
 - 8-bit samples are grey levels. Deeper ones are scaled: black (0 unless stated) to white, rounded, and clipped outside.
-- White is `Reading.white` where it is stated or measured. Else it is the type's own: 65535 for 16-bit samples and for deeper
-  integers that fit into them, 1 for floats within 0 to 1, 255 for floats within 0 to 255. What has no scale of its own (negative
-  values, larger ones) is stretched from its own smallest to its largest value.
+- A file that states its own black and white (DICOM's window) is shown by them. Else white is `Reading.white` where it is
+  stated or measured. Else it is the type's own: 65535 for 16-bit samples and for deeper integers that fit into them, 1 for
+  floats within 0 to 1, 255 for floats within 0 to 255. What has no scale of its own (negative values, larger ones) is stretched
+  from its own smallest to its largest value.
 - White-is-zero pictures are inverted after that, so that what they show is right whatever their white is.
 - Not finite values, and those that the file (GDAL_NODATA) or else `Reading.nodata` calls missing, become the darkest level and
   take no part in a stretch.
@@ -15,7 +16,7 @@ tests/unit/test_tiff.py holds the rule to account.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -30,6 +31,7 @@ Samples = Shaped[np.ndarray, "height width bands"]
 Alpha = Literal["none", "straight", "premultiplied"]
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+NARROWEST = 1e-30  # a scale: black and white may be one value
 COLOUR_BANDS = {"grey": 1, "rgb": 3, "cmyk": 4}
 
 
@@ -42,6 +44,8 @@ class Raster:
     alpha: Alpha = "none"
     is_inverted: bool = False
     nodata: float | None = None
+    scale: tuple[float, float] | None = None
+    """Black and white that the file itself states, as DICOM's window does: they go before those of the set."""
 
     def find_missing(self, reading: Reading) -> Bool[np.ndarray, "height width"] | None:
         """True where a pixel holds no measurement; None if all do."""
@@ -65,6 +69,8 @@ def render(path: str, raster: Raster, channels: int, reading: Reading) -> Pixels
     """The pixels with `channels` channels. DecodeError if the bands cannot be shown so."""
     num_bands, num_colours = raster.samples.shape[2], COLOUR_BANDS.get(raster.colour, 0)
     missing = raster.find_missing(reading)
+    if raster.scale is not None:
+        reading = replace(reading, black=raster.scale[0], white=raster.scale[1])
     shows_colours = raster.alpha != "none" or num_bands == num_colours or num_bands != channels
     is_picture = channels in MODES and num_colours > 0 and shows_colours
     if not is_picture:
@@ -94,7 +100,7 @@ def to_levels(
     if missing is not None:
         scaled[missing] = black
     scaled -= black
-    scaled *= 255 / max(white - black, np.finfo(np.float64).tiny)
+    scaled *= 255 / max(white - black, NARROWEST)
     return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
 
 

@@ -13,6 +13,7 @@ from openjepa.recipe.sections import Data
 
 Layout = Literal["channels_last", "channels_first"]
 Pages = Literal["first", "all"]
+Window = Literal["file", "ignore"]
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,11 @@ class Reading:
     layout: Layout = "channels_last"
     """Of .npy arrays of three dimensions."""
     pages: Pages = "first"
-    """Of TIFF files."""
+    """Of TIFF and DICOM files."""
     nodata: float | None = None
     """Value of missing pixels in images of more than 8 bits that name none of their own."""
+    window: Window = "file"
+    """Of DICOM files: whether the file's own black and white go before `white` and `black`."""
 
 
 AS_STORED = Reading()
@@ -43,4 +46,4 @@ def keep_levels(asked: Data, recorded: Data) -> Data:
 def reading_of(settings: Data) -> Reading:
     """What a recipe says. A white level that is still to be measured (data/depth.py) counts as none."""
     white = None if settings.white_level == "auto" else settings.white_level
-    return Reading(white, settings.black_level, settings.layout, settings.pages, settings.nodata)
+    return Reading(white, settings.black_level, settings.layout, settings.pages, settings.nodata, settings.window)

@@ -49,7 +49,9 @@ class Data(Section):
     layout: Literal["channels_last", "channels_first"] = "channels_last"
     """Order of .npy arrays of three dimensions: (height, width, channels), or channels first."""
     pages: Literal["first", "all"] = "first"
-    """Of TIFF files: the first page alone, or every page as an image of its own."""
+    """Of TIFF and DICOM files: the first page or frame alone, or every one as an image of its own."""
+    window: Literal["file", "ignore"] = "file"
+    """Of DICOM files: shown by the window that each states, or all by white_level and black_level, in units of the scanner."""
 
     @model_validator(mode="after")
     def _check_levels(self) -> Data:

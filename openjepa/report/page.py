@@ -74,6 +74,7 @@ def build_report(
         neighbours=_show_neighbours(shown),
         beliefs=_show_beliefs(shown, recipe is None or isinstance(recipe.method, Masked)),
         encoder=shown.encoder,
+        contact_sheet=None if shown.contact_sheet is None else pictures.to_data_address(shown.contact_sheet),
         facts=tables.list_facts(facts, train_rows, len(skipped)),
         recipe=yaml.safe_dump(facts["recipe"], sort_keys=False, width=100) if "recipe" in facts else None,
         skipped=skipped,

@@ -14,7 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from jaxtyping import Int64
 from PIL import Image
+from torch import Tensor
 
 from openjepa.masks import Masks
 
@@ -75,6 +78,7 @@ class Pictures:
     encoder: str = "context"
     beliefs: Beliefs | None = None
     beliefs_problem: str = ""
+    contact_sheet: bytes | None = None  # PNG
 
 
 def colour_masks(masks: Masks, grid: tuple[int, int], num_images: int) -> list[Pixels]:
@@ -126,6 +130,12 @@ def _outline(picture: Pixels, inside: Flags, colour: tuple[int, int, int], cell:
         ):
             if not is_inside:
                 edge[...] = dark
+
+
+def mark_patches(idx: Int64[Tensor, "batch entries"], grid: tuple[int, int]) -> Flags:
+    """(B, h, w), True at each image's indices; padding repeats a real one and changes nothing."""
+    marked: Flags = torch.zeros(len(idx), grid[0] * grid[1], dtype=torch.bool).scatter_(1, idx, True).numpy()
+    return marked.reshape(-1, *grid)
 
 
 def draw_patches(image: Pixels, shown_mask: Flags, outlined_mask: Flags) -> Pixels:
@@ -194,4 +204,9 @@ def encode_png(picture: Pixels) -> bytes:
 
 def to_data_uri(picture: Pixels) -> str:
     """The picture as a data: address, so that a page needs no other file."""
-    return "data:image/png;base64," + base64.b64encode(encode_png(picture)).decode("ascii")
+    return to_data_address(encode_png(picture))
+
+
+def to_data_address(png: bytes) -> str:
+    """A PNG as a data: address."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

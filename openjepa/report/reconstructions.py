@@ -24,7 +24,7 @@ from openjepa.methods.mae import MAE
 from openjepa.methods.masked import MaskedMethod
 from openjepa.nn.encoder import normalise
 from openjepa.nn.vit import gather_tokens, patchify
-from openjepa.report.pictures import Beliefs, Flags, Pixels
+from openjepa.report.pictures import Beliefs, Pixels, mark_patches
 from openjepa.weights.load import TrainedMethod
 
 MAX_POOL_IMAGES = 2000
@@ -59,8 +59,8 @@ def show_beliefs(
     return Beliefs(
         images=_channels_last(images),
         filled=_channels_last(filled),
-        context_mask=_mark(masks.context_idx, recipe.grid),
-        target_mask=_mark(masks.target_idx.flatten(1), recipe.grid),
+        context_mask=mark_patches(masks.context_idx, recipe.grid),
+        target_mask=mark_patches(masks.target_idx.flatten(1), recipe.grid),
         is_drawn=is_drawn,
     )
 
@@ -131,10 +131,6 @@ def _normalise(
     return normalise(images, torch.tensor(trained.mean).view(-1, 1, 1), torch.tensor(trained.std).view(-1, 1, 1))
 
 
-def _mark(idx: Int64[Tensor, "batch entries"], grid: tuple[int, int]) -> Flags:
-    """(B, h, w), True at each image's indices; padding repeats a real one and changes nothing."""
-    marked: Flags = torch.zeros(len(idx), grid[0] * grid[1], dtype=torch.bool).scatter_(1, idx, True).numpy()
-    return marked.reshape(-1, *grid)
 
 
 def _channels_last(images: UInt8[Tensor, "batch channels height width"]) -> Pixels:

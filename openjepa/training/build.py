@@ -112,6 +112,21 @@ def make_batches(recipe: Recipe, source: ImageSource, start_step: int, total_ste
     return training_batches(source, settings, start_step=start_step, total_steps=total_steps)
 
 
+def first_images(recipe: Recipe, source: ImageSource, most: int) -> Batch:
+    """The first images of the run's first step, `most` or a few less, with the views and masks that they get there.
+
+    They are the part of a process among as many as leave each so few; where the batch has no such divisor, all of them.
+    """
+    size = recipe.batch_size
+    count = max(number for number in range(1, min(most, size) + 1) if size % number == 0)
+    count = count if 2 * count >= min(most, size) else size
+    settings = StreamSettings(
+        list_groups(recipe), size, 0, recipe.train.seed, world_size=size // count, with_objects=_find_object_settings(recipe)
+    )
+    with closing(training_batches(source, settings, start_step=0, total_steps=1)) as batches:
+        return next(batches)
+
+
 def _find_object_settings(recipe: Recipe) -> ObjectSettings | None:
     method = recipe.method
     return ObjectSettings(method.scale_jitter, method.detector == "mask_rcnn") if isinstance(method, Detection) else None

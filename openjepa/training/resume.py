@@ -20,7 +20,7 @@ REFUSED = {
     "data.image_size": _SHAPE,
     "data.channels": _SHAPE,
     "data.normalization": "the weights were trained on images normalised the recorded way",
-    **dict.fromkeys(("data.white_level", "data.black_level", "data.nodata", "data.layout", "data.pages"), _READ),
+    **dict.fromkeys([f"data.{key}" for key in ("white_level", "black_level", "nodata", "layout", "pages", "window")], _READ),
     "model": _SHAPE,
     "train.seed": _DRAWN,
     "method.name": "the weights were trained for another task",

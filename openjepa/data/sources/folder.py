@@ -8,13 +8,16 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from openjepa.data.decode import EXTENSIONS, Picture, Pixels, open_image
 from openjepa.data.decode import DecodeError as DecodeError
-from openjepa.data.identify import PICTURES
+from openjepa.data.dicom import EXTENSIONS as DICOM
+from openjepa.data.dicom import count_frames
+from openjepa.data.identify import PICTURES, explain_extension, extension_of
 from openjepa.data.reading import AS_STORED, Reading
 from openjepa.data.sources.contract import Labels, one_line, printable
 from openjepa.data.sources.walk import walk
@@ -71,11 +74,12 @@ def open_folder(spec: str, channels: int, reading: Reading = AS_STORED) -> Folde
     root = user_path(spec)
     walked = walk(root)
     notes = [words] if (words := walked.describe()) else []
-    names = [name for name in walked.files if os.path.splitext(name)[1].lower() in EXTENSIONS]
+    kinds = {name: extension_of(os.path.join(root, name)) for name in walked.files}
+    names = [name for name, kind in kinds.items() if kind in EXTENSIONS]
     if not names:
-        found = "; ".join([_describe_files(walked.files), *notes])
+        found = "; ".join([_describe_kinds(kinds.values()), *notes])
         raise ValueError(f"{quoted(spec)} holds no images: {found}; {PICTURES}")
-    left_out = [os.path.join(root, name) for name in walked.files if os.path.splitext(name)[1].lower() not in EXTENSIONS]
+    left_out = [os.path.join(root, name) for name, kind in kinds.items() if kind not in EXTENSIONS]
     pages = None
     if reading.pages == "all":
         numbered = [(name, page) for name in names for page in list_pages_of(os.path.join(root, name))]
@@ -95,12 +99,12 @@ def open_folder(spec: str, channels: int, reading: Reading = AS_STORED) -> Folde
 
 
 def list_pages_of(path: str) -> list[int]:
-    """Pages of a file: of a TIFF, those of the first one's size; of any other, and of one that cannot be read, the first."""
-    if not path.lower().endswith((".tif", ".tiff")):
-        return [0]
+    """Pages of a file: of a TIFF, those of the first one's size; of DICOM, its frames; else, or if damaged, the first."""
     try:
-        return list_pages(path)
-    except Exception:  # damaged files make tifffile raise almost anything; decoding says what is wrong
+        if path.lower().endswith((".tif", ".tiff")):
+            return list_pages(path)
+        return list(range(count_frames(path))) if extension_of(path) in DICOM else [0]
+    except Exception:  # damaged files make the libraries raise almost anything; decoding says what is wrong
         return [0]
 
 
@@ -116,11 +120,12 @@ def _describe_stray(stray: list[str], classes: list[str]) -> str:
     return f"no labels, because {quoted(printable(stray[0]))}{more} beside the class folders {beside}"
 
 
-def _describe_files(names: list[str]) -> str:
-    """How many files there are, and of which kinds, commonest first."""
-    if not names:
+def _describe_kinds(kinds: Collection[str]) -> str:
+    """How many files there are, and of which kinds, commonest first; images that cannot be read here by what they are."""
+    if not kinds:
         return "no files"
-    kinds = Counter(os.path.splitext(name)[1].lower() or "without extension" for name in names)
-    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
-    others = f" and {len(kinds) - 5} more kinds" if len(kinds) > 5 else ""
-    return f"{len(names)} file{'s' if len(names) > 1 else ''}, {listed}{others}"
+    counts = Counter(kinds)
+    named = [(count, kind or "without extension", explain_extension(kind)) for kind, count in counts.most_common(5)]
+    listed = ", ".join(f"{count} {one_line(printable(kind))}{f' ({words})' if words else ''}" for count, kind, words in named)
+    others = f" and {len(counts) - 5} more kinds" if len(counts) > 5 else ""
+    return f"{len(kinds)} file{'s' if len(kinds) > 1 else ''}, {listed}{others}"
