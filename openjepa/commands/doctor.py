@@ -9,7 +9,7 @@ import torch
 
 from openjepa.data.depth import settle
 from openjepa.data.inspect import check_number, describe_data, describe_pages, describe_windows, find_problems
-from openjepa.data.left_out import describe_left_out
+from openjepa.data.left_out import describe_left_out, list_beside
 from openjepa.data.loader import evaluation_batches
 from openjepa.data.normalization import find_normalization
 from openjepa.data.reading import reading_of
@@ -24,6 +24,7 @@ from openjepa.training.memory import fit_memory, free_bytes, peak_bytes, settle_
 from openjepa.training.prepare import count_threads
 from openjepa.training.speed import in_words
 
+BESIDE = "; beside it, lists of the files passed over or unreadable"
 MEASURED_S = 20.0  # how long steps are timed
 
 
@@ -57,7 +58,7 @@ def examine(data: str, recipe: Recipe, sheet: Path | None = None) -> Iterator[st
         f"{recipe.model.patch_size} px{hidden}"
     )
     if sheet is not None:
-        yield write_sheet(recipe, source, sheet)
+        yield write_sheet(recipe, source, sheet, unreadable)
     batch = recipe.batch_size
     if len(source) < batch:
         yield f"only {len(source)} images for a batch of {batch}, so that images repeat within it; lower data.batch_size"
@@ -76,10 +77,15 @@ def examine(data: str, recipe: Recipe, sheet: Path | None = None) -> Iterator[st
     )
 
 
-def write_sheet(recipe: Recipe, source: ImageSource, path: Path) -> str:
-    """Draw the first images of the recipe's first step, and say where. A place that cannot be written costs no more than that."""
+def write_sheet(recipe: Recipe, source: ImageSource, path: Path, unreadable: list[tuple[str, str]]) -> str:
+    """Draw the first images of the recipe's first step, and list beside the drawing what is passed over or cannot be read.
+
+    Gives a line on where. A place that cannot be written costs no more than that.
+    """
     try:
         replaced = write_contact_sheet(path, draw_contact_sheet(recipe, source))
+        listed = list_beside(path, source, unreadable)
     except OSError as error:
         return f"warning: no contact sheet: {path} could not be written ({error.strerror}); name another file with --sheet"
-    return f"contact sheet, what the model will see: {path}{' (an earlier one is replaced)' if replaced else ''}"
+    earlier = " (an earlier one is replaced)" if replaced else ""
+    return f"contact sheet, what the model will see: {path}{earlier}{BESIDE if listed else ''}"

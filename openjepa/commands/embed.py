@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from pyarrow import parquet
 
-from openjepa.data.left_out import describe_left_out, describe_skipped, write_left_out, write_skipped
+from openjepa.data.left_out import list_beside
 from openjepa.data.sources import ImageSource, absolute_spec, open_source, printable
 from openjepa.engine.precision import Precision, pick_device
 from openjepa.evals.features import FeatureBatch, ImageEncoder, stream_features
@@ -133,9 +133,6 @@ def embed(
     source = open_source(data, loaded.channels, load_reading(run))
     path = user_path(out)
     written = write_features(path, loaded, source, encoder_name=encoder, run=absolute_path(run), device=str(place), label="embed")
-    skipped, left_out = (path.with_suffix(f".{name}.txt") for name in ("skipped", "left_out"))
-    write_skipped(written.skipped, skipped)
-    write_left_out(source, left_out)
-    for line in (*describe_skipped(written.skipped, len(source), skipped), *describe_left_out(source)):
+    for line in list_beside(path, source, written.skipped):
         note(line)
     return written.num_images

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from openjepa.data.left_out import describe_left_out
+from openjepa.data.left_out import describe_left_out, describe_skipped, list_beside
 from openjepa.data.sources import ImageSource, canonical_spec
 from openjepa.engine.precision import pick_device
 from openjepa.evals import TASKS
@@ -92,7 +92,7 @@ def evaluate_many(
         subject = open_encoder(spec, train, choice, place)
         folder = subject.run.cache if subject.run and keep_features and choice != "pixels" else None  # pixels need no encoder
         fitting = [pair for pair in tasks if choice != "pixels" or pair[1] == 1 or len(tasks) == 1]
-        say = warn if choice == encoders[0] else lambda _: None
+        say = warn if choice == encoders[0] else None
         for record in measure(
             subject, fitting, train, test, settings=settings, seed=seed, device=place, features=folder, note=note, warn=say
         ):
@@ -113,21 +113,23 @@ def measure(
     device: str = "cpu",
     features: Path | None = None,
     note: Callable[[str], None] = lambda _: None,
-    warn: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] | None = None,
 ) -> Iterator[Row]:
     """The record of an encoder by one task (name, layers) after another; its features are extracted once.
 
-    features: a folder that keeps them for later. warn: a line for files that were left out of the data.
+    features: a folder that keeps them for later. warn: a line for files that were left out of the data, which are also listed beside
+    the first record in the encoder's run.
     """
     store = FeatureStore(subject.encoder, subject.weights, folder=features, device=device, label=subject.name)
     for place, (task, layers) in enumerate(tasks):
         note(f"{task} on {subject.name}" + (f", last {layers} layers" if layers != 1 else ""))
         chosen = replace(settings, layers=layers)
         sources = TASKS[task].open(train, test, subject.encoder.channels, chosen, subject.reading)
-        for line in _say_left_out(sources) if place == 0 else ():
-            warn(line)
         outcome = TASKS[task].evaluate(store, *sources, chosen, seed)
-        yield make_record(outcome, subject, train, test, chosen)
+        record = make_record(outcome, subject, train, test, chosen)
+        yield record
+        if place == 0 and warn is not None:
+            _tell_left_out(sources, store, subject.run, record, warn)
 
 
 def require_tasks(names: Iterable[str]) -> None:
@@ -136,8 +138,20 @@ def require_tasks(names: Iterable[str]) -> None:
         raise ValueError(f"no task {unknown!r}; there are {', '.join(TASKS)}")
 
 
-def _say_left_out(sources: tuple[ImageSource, ImageSource]) -> list[str]:
-    return [f"{source.spec}: {line}" for source in sources for line in describe_left_out(source)]
+def _tell_left_out(
+    sources: tuple[ImageSource, ImageSource], store: FeatureStore, run: RunFolder | None, record: Row, warn: Callable[[str], None]
+) -> None:
+    """Say what was passed over and what could not be read, and list it beside the record: NAME-train.skipped.txt and others."""
+    for part, source in zip(("train", "test"), sources, strict=True):
+        skipped = next((found.skipped for found in store.known.values() if found.spec == source.spec), [])
+        lines = [*describe_skipped(skipped, len(source)), *describe_left_out(source)]
+        if run is not None and lines:
+            try:
+                lines = list_beside(run.evals / f"{name_record(record)}-{part}.json", source, skipped)
+            except OSError as error:  # of somebody else's run, or a full disk
+                lines.append(f"which could not be listed: {error}")
+        for line in lines:
+            warn(f"{source.spec}: {line}")
 
 
 def make_record(outcome: Outcome, subject: Subject, train: str, test: str, settings: TaskSettings = DEFAULTS) -> Row:

@@ -17,10 +17,11 @@ import numpy as np
 from rich.console import Console
 
 from openjepa.commands.auto import Choice, word_choices
-from openjepa.commands.evaluate import keep_record, make_record
+from openjepa.commands.evaluate import keep_record, make_record, name_record
 from openjepa.commands.pretrain import pretrain
 from openjepa.commands.start import Start, Tuned, find_start, fit_to_encoder
 from openjepa.data.batch import MAIN
+from openjepa.data.left_out import describe_left_out, write_left_out
 from openjepa.data.reading import reading_of
 from openjepa.data.sources import ImageSource, open_labelled
 from openjepa.engine.precision import pick_device
@@ -124,6 +125,10 @@ def choose(start: Start, source: ImageSource) -> tuple[Recipe, list[Choice]]:
     return recipe, choices
 
 
+def _warn(words: str) -> None:
+    print(f"openjepa: {words}", file=sys.stderr)
+
+
 def measure(run: RunFolder, train: str, test: str, held_out: ImageSource) -> Row:
     """The trained classifier's record on test images, kept among the run's evaluations."""
     facts = run.read_run()
@@ -131,5 +136,8 @@ def measure(run: RunFolder, train: str, test: str, held_out: ImageSource) -> Row
     classifier = load_classifier(run.path, settings["device"])
     outcome = score_classifier(classifier, held_out, facts["num_images"], settings["seed"], pick_device(settings["device"]))
     record = make_record(outcome, open_encoder(run.path, test, device="cpu"), train, test)
-    keep_record(run, record, lambda words: print(f"openjepa: {words}", file=sys.stderr))
+    keep_record(run, record, _warn)
+    write_left_out(held_out, run.evals / f"{name_record(record)}-test.left_out.txt")
+    for line in (*describe_left_out(held_out), *record.get("warnings", ())):
+        _warn(f"{held_out.spec}: {line}")
     return record

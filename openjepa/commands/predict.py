@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from pyarrow import csv, parquet
 
-from openjepa.data.left_out import describe_left_out, describe_skipped
+from openjepa.data.left_out import list_beside
 from openjepa.data.sources import open_source
 from openjepa.engine.precision import pick_device
 from openjepa.evals.classifier import load_classifier
@@ -34,7 +34,8 @@ def predict(
 ) -> int:
     """Write path, label (where images have one), predicted class and its probability; gives the number of rows.
 
-    Of a detector: see commands/detection.predict_objects. note: is told what was passed over or could not be read, a line each.
+    Of a detector: see commands/detection.predict_objects. note: is told what was passed over or could not be read, a line each;
+    both are listed beside the file.
     ValueError if the run holds no classifier, the images cannot be read, or the file's name ends in neither .csv nor .parquet.
     """
     if name_method(run) == "detection":
@@ -47,8 +48,6 @@ def predict(
     classifier = load_classifier(run, device)
     source = open_source(images, classifier.channels, load_reading(run))
     found = extract_features(classifier, source, device=pick_device(device), label="predict")
-    for line in (*describe_skipped(found.skipped, len(source)), *describe_left_out(source)):
-        note(line)
     best = torch.from_numpy(found.rows).softmax(1).max(1)
     columns = {"path": pa.array([source.path(number) for number in found.image_idx.tolist()], pa.string())}
     if found.labels is not None:
@@ -62,4 +61,6 @@ def predict(
             csv.write_csv(table, temporary)
         else:
             parquet.write_table(table, temporary)
+    for line in list_beside(path, source, found.skipped):
+        note(line)
     return len(table)

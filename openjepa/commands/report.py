@@ -76,6 +76,9 @@ def write_report(
         pictures = _draw(folder, facts, device)
     except (ValueError, OSError) as error:  # verdict and curves need no images
         warn(f"no pictures: {error}")
+    for path, what in ((folder.skipped, "images could not be read"), (folder.left_out, "files were passed over")):
+        if path.is_file() and (count := path.read_bytes().count(b"\n")):
+            warn(f"{count} {what} when the run was trained, listed in {path}")
     return build_report(folder, pictures, levels, None if out is None else user_path(out))
 
 

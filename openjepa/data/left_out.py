@@ -57,6 +57,14 @@ def write_skipped(skipped: Sequence[tuple[str, str]], path: Path) -> None:
         write_atomic(path, "".join(f"{one_line(name)}\t{one_line(reason)}\n" for name, reason in skipped))
 
 
+def list_beside(path: Path, source: ImageSource, skipped: Sequence[tuple[str, str]]) -> list[str]:
+    """List what was passed over or unreadable beside a file, as NAME.left_out.txt and NAME.skipped.txt. Gives lines to say."""
+    beside = path.with_suffix(".skipped.txt")
+    write_skipped(skipped, beside)
+    write_left_out(source, path.with_suffix(".left_out.txt"))
+    return [*describe_skipped(skipped, len(source), beside), *describe_left_out(source)]
+
+
 def _explain(kind: str) -> str:
     name = explain_extension(kind)
     return f" ({name})" if name else ""

@@ -131,8 +131,6 @@ def _normalise(
     return normalise(images, torch.tensor(trained.mean).view(-1, 1, 1), torch.tensor(trained.std).view(-1, 1, 1))
 
 
-
-
 def _channels_last(images: UInt8[Tensor, "batch channels height width"]) -> Pixels:
     pixels: Pixels = images.permute(0, 2, 3, 1).numpy()
     return pixels

@@ -343,12 +343,8 @@ def test_damaged_bytes_give_pixels_or_a_decode_error_and_name_nobody(tmp_path_fa
     path.write_bytes(data[: 132 + int(keep * (len(data) - 132))])
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        calls = (
-            lambda: read(str(path)),
-            lambda: read_header(str(path)),
-            lambda: open_source(str(folder), 1, Reading(pages="all")),
-        )
-        said = [_words_of(call) for call in calls]
+        calls = (read, read_header, lambda _: open_source(str(folder), 1, Reading(pages="all")))
+        said = [_words_of(call, str(path)) for call in calls]
     assert not [words for words in said if NAME in words or "\n" in words]
     assert not [warning for warning in told if NAME in str(warning.message)]
 
