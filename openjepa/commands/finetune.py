@@ -137,7 +137,10 @@ def measure(run: RunFolder, train: str, test: str, held_out: ImageSource) -> Row
     outcome = score_classifier(classifier, held_out, facts["num_images"], settings["seed"], pick_device(settings["device"]))
     record = make_record(outcome, open_encoder(run.path, test, device="cpu"), train, test)
     keep_record(run, record, _warn)
-    write_left_out(held_out, run.evals / f"{name_record(record)}-test.left_out.txt")
+    try:
+        write_left_out(held_out, run.evals / f"{name_record(record)}-test.left_out.txt")
+    except OSError as error:  # the result is worth more than the list
+        _warn(f"what was passed over could not be listed: {error}")
     for line in (*describe_left_out(held_out), *record.get("warnings", ())):
         _warn(f"{held_out.spec}: {line}")
     return record

@@ -98,8 +98,12 @@ def read_shape(path: str, reading: Reading) -> tuple[int, int, int, str]:
 def count_frames(path: str) -> int:
     """Frames of a file, at least 1: no more than it has room for, whatever it says."""
     with _named(path):
-        stated = int(_read_facts(path).get("NumberOfFrames") or 1)
-    return stated if 1 <= stated <= os.path.getsize(path) // 8 else 1
+        facts = _read_facts(path)
+        stated = int(facts.get("NumberOfFrames") or 1)
+        num_bytes = 8  # of a compressed frame, its tag and its length at the least
+        if not facts.file_meta.TransferSyntaxUID.is_compressed:
+            num_bytes = max(facts.Rows * facts.Columns * facts.SamplesPerPixel * facts.BitsAllocated // 8, 1)
+    return stated if 1 <= stated <= os.path.getsize(path) // num_bytes else 1
 
 
 def read_window(path: str, frame_idx: int) -> object:

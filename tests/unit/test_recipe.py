@@ -664,7 +664,7 @@ TODAY: dict[str, Any] = yaml.safe_load("""
   description: ''
   version: 3
   data: {image_size: 224, channels: 3, batch_size: 256, workers: 2, normalization: imagenet, white_level: auto,
-         black_level: 0.0, nodata: null, layout: channels_last, pages: first}
+         black_level: 0.0, nodata: null, layout: channels_last, pages: first, window: file}
   views:
     main: {count: 1, size: null, crop_scale: [0.3, 1.0], flip: 0.5, colour: 0.0, jitter: [0.4, 0.4, 0.4, 0.1], grey: 0.0,
            blur: 0.0, solarize: 0.0, rand_augment: 0, rand_magnitude: 9.0,

@@ -140,6 +140,7 @@ REFUSED_VALUES = {
     "data.white_level": 4095.0,
     "data.layout": "channels_first",
     "data.pages": "all",
+    "data.window": "ignore",
     "model.encoder": "small",
     "model.width": 32,
     "model.depth": 3,
