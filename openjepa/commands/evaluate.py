@@ -117,8 +117,7 @@ def measure(
 ) -> Iterator[Row]:
     """The record of an encoder by one task (name, layers) after another; its features are extracted once.
 
-    features: a folder that keeps them for later. warn: a line for files that were left out of the data, which are also listed beside
-    the first record in the encoder's run.
+    features: a folder that keeps them for later. warn: is told of left-out files, which are listed beside the first record.
     """
     store = FeatureStore(subject.encoder, subject.weights, folder=features, device=device, label=subject.name)
     for place, (task, layers) in enumerate(tasks):
