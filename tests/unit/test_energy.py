@@ -107,6 +107,14 @@ def test_a_predictor_that_is_off_by_a_constant_has_its_square_as_energy(offset: 
     assert found.reached.all()
 
 
+def test_the_standard_error_is_how_far_other_masks_would_take_the_energy() -> None:
+    trained, source = make_trained(), make_source(8)
+    found = [measure_energy(trained, source, Drawing(share=1e-9, most=8, seed=seed)) for seed in range(10)]
+    spread = np.var([one.energy for one in found], axis=0, ddof=1)
+    expected = np.mean([one.standard_error**2 for one in found], axis=0)
+    assert np.mean(spread / expected) == pytest.approx(1, abs=0.9)  # two standard deviations, if all images had one error
+
+
 @pytest.mark.parametrize(("share", "most"), [(0.5, 20), (0.03, 20), (0.03, 50), (1e-6, 3), (1e-6, 20)])
 def test_draws_stop_at_the_share_or_at_the_most(share: float, most: int) -> None:
     found = measure_energy(make_trained(), make_source(), Drawing(share, most))
