@@ -45,8 +45,8 @@ NOTES = (
     "Scores are means over seeds in per cent, ± their standard deviation; a single one has none.",
     "A difference is taken seed by seed, and its spread is its own; a row without seeds goes with every seed of the other.",
     "Probes draw with one seed in all rows, so spread is of training, not of the choice of test images.",
-    "Speed is images a second while training, data included; peak memory is that of the training process without its data "
-    "workers, or of the GPU.",
+    "Speed is images a second while training, data included; peak memory is that of the whole process without data workers, "
+    "so with libraries that earlier rows loaded, or of the GPU.",
     "Checked says how far the method was compared with its paper: docs/fidelity.md.",
 )
 

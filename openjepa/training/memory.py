@@ -7,6 +7,8 @@ what malloc keeps of steps that all have other shapes, some hundred MB on a CPU,
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import resource
 import sys
 from pathlib import Path
@@ -149,9 +151,12 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Measure peak_bytes from here on."""
+    """Measure peak_bytes from here on; what earlier work of the process freed goes back to the system first, where it can."""
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     elif Path("/proc/self/clear_refs").exists():
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc keeps freed memory for itself
+            trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): VmHWM starts again from the present size
