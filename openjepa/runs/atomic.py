@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -29,6 +32,10 @@ def whole(path: Path) -> Iterator[Path]:
                 part.rename(_require_free(target))
             else:
                 part.replace(target)
+    except OSError as error:
+        if error.errno in NO_ROOM:  # which libraries say without a name, or with that of the temporary file
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

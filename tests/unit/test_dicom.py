@@ -30,7 +30,7 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing
 from pydicom.sequence import Sequence
 
-NAME = "Doe^Jane"
+NAME = "Zyxwvutq^Jane"
 
 
 def make(pixels: np.ndarray, kind: str = "MONOCHROME2", *, bits: int = 12, frames: int = 1, **elements: object) -> Dataset:
