@@ -65,7 +65,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("export", "run", "--format", "timm", "--out", "new.safetensors"),
         ("pack", "data", "new", "--workers", "0"),
         ("make-scenes", "new", "--train", "12", "--test", "12", "--size", "32"),
-        ("masks", "demo", "--out", "new.png"),
+        ("masks", "--recipe", "demo", "--out", "new.png"),
     ],
     ids=lambda words: "-".join(words[:1] + words[3:4]),
 )
