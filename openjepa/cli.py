@@ -22,6 +22,7 @@ from tyro.conf import Positional, arg
 
 from openjepa.recipe import edit, files, methods, sections
 from openjepa.runs.folder import to_json
+from openjepa.runs.launch import read_launch
 from openjepa.runs.machine import limit_threads
 from openjepa.runs.paths import expand_word, user_path
 from openjepa.runs.stop import Interrupted
@@ -63,6 +64,8 @@ def make_pretrain(changes: dict[str, Any]) -> Callable[..., None]:
 
         folder = out or default_out(images)
         verdict = run_pretrain(images, recipe, folder, changes=changes, init=init, resume=resume, accept_changes=accept_changes)
+        if read_launch().rank:
+            return  # the first process speaks
         print(f"{verdict.label}: {verdict.reason} {verdict.advice}")
         named = shlex.quote(str(folder))
         print(f"Next: openjepa report {named}; openjepa embed {named} DATA --out features.parquet")
@@ -589,6 +592,10 @@ def main(argv: list[str] | None = None) -> None:
     try:
         arguments = [expand_word(word) for word in arguments]
         verb, words = arguments[0] if arguments else "", shlex.join(["openjepa", *arguments])
+        if (launch := read_launch()).size > 1 and verb != "pretrain":
+            if launch.rank:
+                sys.exit(2)
+            _fail(f"{verb or 'openjepa'} runs in one process: start it without torchrun, which is for pretrain")
         arguments, assignments = split_assignments(arguments) if verb in _WITH_RECIPE else (arguments, [])
         commands: dict[str, Callable[..., Any]] = {
             "pretrain": make_pretrain(edit.read_assignments(assignments)),

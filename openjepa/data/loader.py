@@ -68,6 +68,7 @@ class StreamSettings:
     accumulation_steps: int = 1
     with_labels: bool = False
     with_objects: ObjectSettings | None = None  # how annotated objects come along; None: there are none
+    counts_tokens: bool = True  # a process's share of the batch, where patches are hidden: of target tokens, else of images
     rank: int = 0
     world_size: int = 1
 
@@ -162,7 +163,8 @@ class _MicroBatches(Dataset[Batch | ValueError]):
         for number, (group, pixels) in enumerate(zip(settings.groups, images, strict=True)):
             masks = None
             if group.views.mask is not None:
-                masks, share = self._draw_masks(number, step, first, count)
+                masks, tokens_share = self._draw_masks(number, step, first, count)
+                share = tokens_share if self.settings.counts_tokens else share
             groups[group.name] = Views(torch.from_numpy(pixels), masks)
         labels = None
         if settings.with_labels:

@@ -23,6 +23,8 @@ class MethodSection(Section):
     """The groups of views that the method takes, with their defaults."""
     ANY_COUNT: ClassVar[frozenset[str]] = frozenset()
     """The groups of which a recipe may ask for any number of views."""
+    COUNTS_TOKENS: ClassVar[bool] = True
+    """Whether the loss is a mean over target tokens where patches are hidden, and not over images."""
     NEEDS_LABELS: ClassVar[bool] = False
     """Whether the training images need class labels."""
     NEEDS_OBJECTS: ClassVar[bool] = False
@@ -294,6 +296,7 @@ class IBOT(DINO):
         "second": SECOND.model_copy(update={"crop_scale": (0.25, 1.0), "mask": HIDDEN}),
         "local": DINO.VIEWS["local"].model_copy(update={"count": 10}),
     }
+    COUNTS_TOKENS: ClassVar[bool] = False
 
     name: Literal["ibot"] = "ibot"  # type: ignore[assignment]
     """iBOT (2111.07832): DINO, and the same agreement on hidden patches."""

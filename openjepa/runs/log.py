@@ -23,6 +23,28 @@ class RunConsole(Console):
         raise BrokenPipeError(errno.EPIPE, "nobody reads the output any longer")
 
 
+class NoJournal:
+    """In place of a Journal, on processes that write and show nothing."""
+
+    def __enter__(self) -> NoJournal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def advance(self, step: int, note: str | None = None) -> None:
+        pass
+
+    def set_total(self, total_steps: int) -> None:
+        pass
+
+    def write(self, kind: str, row: dict[str, Any]) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+
 class Journal:
     """Takes rows of numbers and sentences, and puts them where people look. Use as a context manager."""
 

@@ -30,11 +30,13 @@ class Interrupted(Exception):
 class SignalCatcher:
     """While entered, `caught` is the number of the first signal of CAUGHT, else None; a second one acts at once.
 
-    A signal that is ignored stays ignored, as SIGHUP is under nohup.
+    A signal that is ignored stays ignored, as SIGHUP is under nohup. patient: later signals do not act at once, as under
+    torchrun, which passes on what the terminal has sent already; it kills what does not end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patient: bool = False) -> None:
         self.caught: int | None = None
+        self.patient = patient
 
     def __enter__(self) -> SignalCatcher:
         before = {number: signal.getsignal(number) for number in CAUGHT}
@@ -48,5 +50,8 @@ class SignalCatcher:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.patient:
+            self.caught = self.caught or number
+            return
         self.caught = number
         signal.signal(number, self._before[signal.Signals(number)])

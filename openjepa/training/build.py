@@ -21,11 +21,13 @@ from openjepa.engine.optim import make_optimizer
 from openjepa.engine.precision import Precision, choose_precision, make_scaler, pick_device
 from openjepa.engine.prefetch import wait_for
 from openjepa.engine.schedule import warmup_cosine
+from openjepa.engine.world import alone, current
 from openjepa.masks import check_masks
 from openjepa.methods import Method
 from openjepa.methods.make import make_method
 from openjepa.nn.predictor import Predictor
 from openjepa.nn.vit import VisionTransformer, compile_layers
+from openjepa.recipe.edit import with_changes
 from openjepa.recipe.methods import Detection
 from openjepa.recipe.sections import Recipe
 from openjepa.training.trainer import Schedules, Trainer
@@ -37,6 +39,7 @@ COMPILING_TIMES = 19  # as long as the measuring: with it, the whole length of a
 MOST_STEPS = 1000  # of a compiled recipe, which end sooner by the clock
 SETTLED_TIMES = 2.0  # the fastest step: what takes longer has compiled something
 PAD_MULTIPLE = 16  # tokens; compiled layers then meet about ten shapes in a run (docs/performance.md)
+LEAST_TIMED = 2  # images in a micro-batch: some methods compare them
 RESERVED_FRAC = 0.03  # share of the minutes kept for health measurements and checkpoints
 MOST_PLANNED = 10**9  # steps of the batches of a run that minutes end
 
@@ -104,10 +107,12 @@ def list_groups(recipe: Recipe) -> tuple[GroupSettings, ...]:
 
 
 def make_batches(recipe: Recipe, source: ImageSource, start_step: int, total_steps: int) -> Generator[Batch, None, None]:
-    """The run's micro-batches from start_step on."""
+    """This process's micro-batches of the run from start_step on."""
+    world = current()
     settings = StreamSettings(
         list_groups(recipe), recipe.batch_size, recipe.data.workers, recipe.train.seed, recipe.train.accumulation_steps,
         with_labels=recipe.method.NEEDS_LABELS, with_objects=_find_object_settings(recipe),
+        counts_tokens=recipe.method.COUNTS_TOKENS, rank=world.rank, world_size=world.size,
     )  # fmt: skip
     return training_batches(source, settings, start_step=start_step, total_steps=total_steps)
 
@@ -173,7 +178,15 @@ class StepTime(NamedTuple):
 
 
 def measure_step(recipe: Recipe, source: ImageSource, mean: list[float], std: list[float], max_s: float) -> StepTime:
-    """Time some steps for about max_s seconds, on a trainer that is thrown away afterwards."""
+    """Time some steps for about max_s seconds, on a trainer that is thrown away afterwards.
+
+    Of several processes one does it by itself, with its part of the batch.
+    """
+    if (size := current().size) > 1:
+        parts = recipe.train.accumulation_steps
+        with alone():
+            part = with_changes(recipe, {"data.batch_size": max(recipe.batch_size // size, LEAST_TIMED * parts)})
+            return measure_step(part, source, mean, std, max_s)
     precision = choose_precision(pick_device(recipe.train.device), recipe.train.precision)
     trainer = make_trainer(recipe, mean, std, MOST_STEPS, precision, count_classes(recipe, source))
     if recipe.train.compile:

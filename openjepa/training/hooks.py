@@ -1,7 +1,7 @@
 """What a run does after each step: log, measure health, plan again, probe, save. One class each, with its own state.
 
-`everywhere` says on which processes a hook is to run: on all of them, where it computes with weights that may be sharded
-or must agree on something, or on the first alone, where it writes or shows (engine/world.py).
+`everywhere` says on which processes a hook is to run: on all of them, where they must agree on something, or on the first
+alone, where it measures, writes or shows, while the others go on to the next step and wait there (engine/world.py).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from openjepa.data.skipped import SkippedFiles
 from openjepa.engine.checkpoint import save_checkpoint
 from openjepa.engine.optim import state_tensors
 from openjepa.engine.precision import measure_peak
+from openjepa.engine.world import alone, current
 from openjepa.health.measure import HealthMonitor
 from openjepa.health.verdict import RunFacts, Verdict, judge, warn_of_features, warn_of_gradients
 from openjepa.nn.encoder import Encoder
@@ -53,22 +54,28 @@ class Hook(Protocol):
 class Skipped:
     """Unreadable files and broken steps, listed as they come."""
 
-    everywhere: ClassVar[bool] = False
+    everywhere: ClassVar[bool] = True
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.files = SkippedFiles(session.folder.skipped, len(session.source))
+        self.files: SkippedFiles  # the first process's
+        if session.world.is_first:
+            self.files = SkippedFiles(session.folder.skipped, len(session.source))
 
     def after_step(self, record: StepRecord, is_last: bool) -> None:
         """ValueError when too many files cannot be read."""
-        self.files.add(record.unreadable)
+        if self.session.world.is_first:
+            self.files.add(record.unreadable)
         name_skipped_steps(self.session, record.skipped)
 
 
 def name_skipped_steps(session: Session, steps: list[StepImages]) -> None:
-    """Record which files were in steps whose loss or gradient was not finite."""
-    for step, image_idx in steps:
-        files = [session.source.path(int(index)) for index in image_idx]
+    """Record which files were in steps whose loss or gradient was not finite. The steps are the same on every process."""
+    for step, own_idx in steps:
+        image_idx = [index for part in current().collect(own_idx.tolist()) for index in part]
+        if not session.world.is_first:
+            continue
+        files = [session.source.path(index) for index in image_idx]
         session.folder.append_metrics({"kind": "skipped_step", "step": step, "files": files})
         session.journal.say(f"step {step} skipped: loss or gradient not finite; files: {', '.join(files[:3])}, ...")
 
@@ -92,7 +99,7 @@ class Log:
             return
         metrics = {name: float(value) for name, value in record.metrics.items()}
         total_s = record.data_wait_s + record.step_s
-        flops = self.image_flops * session.recipe.batch_size
+        flops = self.image_flops * session.recipe.batch_size / session.world.size
         row = {
             "step": record.step,
             "epoch": (record.step + 1) * recipe.batch_size / len(session.source),
@@ -129,7 +136,7 @@ class Log:
 class Health:
     """A row of kind "health" every health.every_steps, at least MIN_HEALTH_ROWS times a run, and the verdict."""
 
-    everywhere: ClassVar[bool] = True
+    everywhere: ClassVar[bool] = False
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -179,9 +186,12 @@ class Health:
 
 
 class Replan:
-    """If minutes end the run and the machine is faster or slower than planned, another number of steps (pace.py)."""
+    """If minutes end the run and the machine is faster or slower than planned, another number of steps (pace.py).
 
-    everywhere: ClassVar[bool] = False
+    All processes follow the first one's clock.
+    """
+
+    everywhere: ClassVar[bool] = True
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -197,8 +207,9 @@ class Replan:
             self.timed.append((done, session.trained_s()))
         if unit != "minutes" or len(self.timed) < 2:
             return
-        left_s, step_s, planned = 60 * minutes - self.timed[-1][1], typical_step_s(self.timed), session.total_steps
-        if session.pace.replan(done, left_s, step_s):
+        left_s, step_s = session.world.share((60 * minutes - self.timed[-1][1], typical_step_s(self.timed)))
+        planned = session.total_steps
+        if session.pace.replan(done, left_s, step_s) and session.world.is_first:
             session.facts |= {"total_steps": session.total_steps, "plans": session.pace.plans}
             write_json(session.folder.run_json, session.facts)
             session.journal.set_total(session.total_steps)
@@ -209,7 +220,7 @@ class Replan:
 class Probe:
     """A row of kind "probe" every health.probe_every_steps, if the run was given a probe."""
 
-    everywhere: ClassVar[bool] = True
+    everywhere: ClassVar[bool] = False
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -264,6 +275,9 @@ class Save:
         """Write the state from which step `step` would be computed next."""
         session, trainer, self.saving = self.session, self.session.trainer, True
         name_skipped_steps(session, trainer.find_skipped())  # so that the counts are this step's
+        if not session.world.is_first:
+            self.saving, self.saved_step = False, step
+            return
         tensors: dict[str, Tensor] = {f"method.{name}": value for name, value in trainer.method.state_dict().items()}
         tensors |= {f"optimizer.{name}": value for name, value in state_tensors(trainer.method, trainer.optimizer).items()}
         info = {
@@ -291,6 +305,7 @@ class Save:
             session.say("The last step was broken off half-way; the newest checkpoint stands.", style="red")
             return
         try:
-            self.save(done, permanent=False)
+            with alone():  # the others may be gone
+                self.save(done, permanent=False)
         except OSError as error:
             session.say(f"The state could not be saved: {error}", style="red")

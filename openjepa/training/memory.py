@@ -20,11 +20,13 @@ import torch
 from openjepa.data.batch import Batch, BatchObjects, Views
 from openjepa.data.sources import ImageSource
 from openjepa.engine.precision import choose_precision, pick_device
+from openjepa.engine.world import alone, current
 from openjepa.masks import Masks, sample_masks
 from openjepa.nn.objects import Target
 from openjepa.recipe.edit import with_changes
 from openjepa.recipe.sections import Recipe
 from openjepa.recipe.views import Mask
+from openjepa.runs.launch import read_launch
 from openjepa.runs.machine import available_memory
 from openjepa.training.build import count_classes, list_groups, make_trainer
 
@@ -61,8 +63,8 @@ def find_batch_size(recipe: Recipe, num_images: int, num_classes: int | None = N
 
     ValueError if not even a small one fits.
     """
-    line, parts = fit_memory(recipe, num_classes), recipe.train.accumulation_steps
-    usable = USABLE_FRAC * free_bytes(pick_device(recipe.train.device))
+    line, parts, device = fit_memory(recipe, num_classes), recipe.train.accumulation_steps, pick_device(recipe.train.device)
+    usable = USABLE_FRAC * free_bytes(device) / (read_launch().local_size if device.type == "cpu" else 1)
     fitting = min(int((usable - line.fixed) / line.per_image), num_images)
     multiple = parts * BATCH_MULTIPLE if fitting >= parts * BATCH_MULTIPLE else parts
     batch_size = fitting // multiple * multiple
@@ -122,10 +124,16 @@ def _find_heaviest(settings: Mask, grid: tuple[int, int]) -> Masks:
 
 
 def settle_batch_size(recipe: Recipe, source: ImageSource) -> Recipe:
-    """The recipe with a number for data.batch_size auto: the largest batch that fits. Others come back unchanged."""
+    """The recipe with a number for data.batch_size auto: the largest batch that fits. Others come back unchanged.
+
+    Of several processes one measures by itself what each can hold.
+    """
     if recipe.data.batch_size != "auto":
         return recipe
-    return with_changes(recipe, {"data.batch_size": find_batch_size(recipe, len(source), count_classes(recipe, source))})
+    size = current().size
+    with alone():
+        each = find_batch_size(recipe, max(len(source) // size, 1), count_classes(recipe, source))
+    return with_changes(recipe, {"data.batch_size": size * each})
 
 
 def free_bytes(device: torch.device) -> int:

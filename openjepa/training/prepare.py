@@ -14,6 +14,7 @@ from openjepa.data.normalization import find_normalization
 from openjepa.data.sources import ImageSource, absolute_spec
 from openjepa.engine.precision import choose_precision, pick_device
 from openjepa.engine.threads import choose_threads, use_threads
+from openjepa.engine.world import current
 from openjepa.methods.make import make_method
 from openjepa.recipe.check import build_recipe
 from openjepa.recipe.sections import Recipe
@@ -76,9 +77,9 @@ def count_trained(part: nn.Module) -> int:
 
 
 def count_threads(recipe: Recipe, source: ImageSource, mean: list[float], std: list[float]) -> int:
-    """Threads that train this recipe fastest on this machine now; a GPU needs none of them and gets all."""
+    """Threads that train this recipe fastest on this machine now; a GPU, and several processes, get as many as torch has."""
     device, most = pick_device(recipe.train.device), torch.get_num_threads()
-    if device.type != "cpu" or most == 1:
+    if device.type != "cpu" or most == 1 or current().size > 1:
         return most
     precision = choose_precision(device, recipe.train.precision)
     trainer = make_trainer(recipe, mean, std, 1000, precision, count_classes(recipe, source))

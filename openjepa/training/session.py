@@ -18,9 +18,10 @@ from openjepa.data.inspect import find_problems
 from openjepa.data.sources import ImageSource
 from openjepa.data.workers import WORKER_DIED
 from openjepa.engine.checkpoint import find_latest, load_checkpoint
-from openjepa.engine.optim import load_state_tensors
+from openjepa.engine.optim import load_state_tensors, state_tensors
 from openjepa.engine.precision import explain_precision
 from openjepa.engine.threads import use_threads
+from openjepa.engine.world import RankLost, current
 from openjepa.health.measure import HealthMonitor
 from openjepa.health.verdict import RunFacts, Verdict
 from openjepa.nn.encoder import Encoder
@@ -28,7 +29,7 @@ from openjepa.recipe.files import to_yaml
 from openjepa.recipe.sections import Recipe
 from openjepa.runs.atomic import write_atomic
 from openjepa.runs.folder import RunFolder, write_json
-from openjepa.runs.log import Journal
+from openjepa.runs.log import Journal, NoJournal
 from openjepa.runs.stop import Interrupted, SignalCatcher
 from openjepa.training.build import MOST_PLANNED, make_batches, make_trainer
 from openjepa.training.hooks import Health, Hook, Log, Probe, ProbeEncoder, Replan, Save, Skipped
@@ -52,12 +53,15 @@ class Session:
         if words := explain_precision(self.trainer.device, recipe.train.precision, facts["precision"]):
             self.say(words)
         self.start_step, self.last_step = 0, -1
+        self.stopped_by = 0  # the number of a signal that one of the processes has caught
         self.trained_before_s, self.started_s = 0.0, 0.0  # by the sessions before this one; when this one began to train
-        self.signals = SignalCatcher()
-        self.journal: Journal  # while it trains
+        self.world = current()
+        self.signals = SignalCatcher(patient=self.world.size > 1)
+        self.journal: Journal | NoJournal  # while it trains
         self.health, self.save, self.probe = Health(self), Save(self), Probe(self)
         self.skipped = Skipped(self)
-        self.hooks: list[Hook] = [self.skipped, Log(self), self.health, Replan(self), self.probe]
+        first: list[Hook] = [Log(self), self.health] if self.world.is_first else []
+        self.hooks: list[Hook] = [self.skipped, *first, Replan(self), *([self.probe] if self.world.is_first else [])]
 
     @property
     def total_steps(self) -> int:
@@ -111,6 +115,25 @@ class Session:
         self.trained_before_s = rows[-1].get("trained_s", 0.0) if rows else 0.0
         self.say(f"Resuming at step {self.start_step} of {self.total_steps} from {path.name}.")
 
+    def share_state(self) -> None:
+        """Every process takes up the first one's weights, optimizer state and step, wherever it has them from."""
+        trainer, device = self.trainer, self.trainer.device
+        method, world = trainer.method, self.world
+        if world.size == 1:
+            return
+        weights = world.share_tensors(method.state_dict(), device)
+        state = world.share_tensors(state_tensors(method, trainer.optimizer), torch.device("cpu"))
+        counts = [self.start_step, trainer.num_skipped, trainer.skipped_in_a_row]
+        self.start_step, trainer.num_skipped, trainer.skipped_in_a_row = world.share(counts)
+        scaler = world.share(trainer.scaler.state_dict())
+        if world.is_first:
+            return
+        self.last_step = self.start_step - 1
+        method.load_state_dict(weights, strict=True)
+        load_state_tensors(method, trainer.optimizer, state)
+        if scaler:
+            trainer.scaler.load_state_dict(scaler)
+
     def write_facts(self) -> None:
         """Write run.json and recipe.yaml."""
         write_atomic(self.folder.recipe_yaml, to_yaml(self.recipe))
@@ -124,33 +147,43 @@ class Session:
         """
         with use_threads(self.facts.get("threads", torch.get_num_threads())):
             self._train()
-        if self.signals.caught is not None and self.last_step + 1 < self.total_steps:
-            raise Interrupted(self.last_step + 1, self.signals.caught)
-        self.facts["finished"] = now()
-        write_json(self.folder.run_json, self.facts)
-        return self.health.write_verdict()
+        if self.stopped_by and self.last_step + 1 < self.total_steps:
+            raise Interrupted(self.last_step + 1, self.stopped_by)
+        record = None
+        if self.world.is_first:
+            self.facts["finished"] = now()
+            write_json(self.folder.run_json, self.facts)
+            record = self.health.write_verdict().to_record()
+        return Verdict(**self.world.share(record))
 
     def _train(self) -> None:
-        self._warn()
+        if self.world.is_first:
+            self._warn()
         is_timed = self.recipe.train.run_length.unit == "minutes"
         most_steps = MOST_PLANNED if is_timed else self.total_steps
         batches = make_batches(self.recipe, self.source, self.start_step, most_steps)
-        journal = Journal(self.folder, self.start_step, self.total_steps, self.console)
-        self.health.read_rows()
+        journal = Journal(self.folder, self.start_step, self.total_steps, self.console) if self.world.is_first else NoJournal()
+        if self.world.is_first:
+            self.health.read_rows()
         reset_peak(self.trainer.device)
         with journal as self.journal, self.signals, closing(batches):
             self.started_s = time.perf_counter()
-            self.probe.start()
+            if self.world.is_first:
+                self.probe.start()
             try:
                 for record in self.trainer.steps(batches):
                     if self.after_step(record):
                         break
             except ArithmeticError as error:
-                self.facts["stopped"] = (self.last_step, f"{error}.")
-                write_json(self.folder.run_json, self.facts)
-                self.health.write_verdict()
+                if self.world.is_first:
+                    self.facts["stopped"] = (self.last_step, f"{error}.")
+                    write_json(self.folder.run_json, self.facts)
+                    self.health.write_verdict()
                 self.save.save_what_is_done()
                 raise
+            except RankLost as error:
+                self.save.save_what_is_done()
+                raise RankLost(f"step {self.last_step + 1}: {error}; add --resume to go on from the newest checkpoint") from None
             except Exception as error:
                 self.save.save_what_is_done()
                 if "DataLoader worker" in str(error):  # PyTorch raises it wherever the training process is just then
@@ -161,13 +194,15 @@ class Session:
         """Call the hooks; True if the run should stop here. A signal that comes later waits for the next step."""
         self.last_step = record.step
         is_last = record.step + 1 == self.total_steps
+        self.stopped_by, num_unreadable = self.world.most(self.signals.caught or 0, len(record.unreadable))
+        if num_unreadable:
+            record.unreadable = [(path, reason) for part in self.world.collect(record.unreadable) for path, reason in part]
         for hook in self.hooks:
-            if hook.everywhere or self.trainer.world.is_first:
+            if hook.everywhere or self.world.is_first:
                 hook.after_step(record, is_last)
-        is_stopping = self.signals.caught is not None
-        self.save.after_step(record, is_last, is_stopping)
+        self.save.after_step(record, is_last, bool(self.stopped_by))
         self.journal.advance(record.step)
-        return is_stopping or is_last
+        return bool(self.stopped_by) or is_last
 
     def trained_s(self) -> float:
         """Seconds of training so far, this session's and earlier ones', without probes, which are not training."""

@@ -26,7 +26,7 @@ from openjepa.data.batch import Batch
 from openjepa.engine.optim import clip_gradients, set_rates, step_where
 from openjepa.engine.precision import LEAST_SCALE, Precision, autocast, read_scale
 from openjepa.engine.prefetch import Answer, place_ahead, wait_for
-from openjepa.engine.world import World
+from openjepa.engine.world import World, current
 from openjepa.methods.contract import Method, Rates, Schedule
 from openjepa.nn.encoder import normalise
 
@@ -102,7 +102,7 @@ class Trainer:
     mean: Tensor
     std: Tensor
     seed: int
-    world: World = field(default_factory=World)
+    world: World = field(default_factory=current)
     accumulation_steps: int = 1
     clip_grad_norm: float | None = None
     log_every_steps: int = 1
@@ -159,6 +159,8 @@ class Trainer:
                 metrics[key] = metrics.get(key, torch.zeros_like(value)) + batch.share * value
             image_idx.append(batch.image_idx)
             unreadable += batch.skipped
+        self.world.add_gradients(self.weights)
+        metrics = self.world.add_metrics(metrics)
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.weights, self.clip_grad_norm)
         is_loss_finite, are_gradients_finite = torch.isfinite(metrics["loss"]), torch.isfinite(grad_norm)
