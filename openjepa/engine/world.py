@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
+from openjepa.engine.precision import widen
 from openjepa.runs.launch import Launch, read_launch
 from openjepa.runs.stop import Interrupted
 
@@ -122,7 +123,7 @@ class World:
         """The sum of each number over the processes; all must have the same names."""
         if self.size == 1 or not metrics:
             return metrics
-        return dict(zip(metrics, self.add_up(torch.stack([value.float() for value in metrics.values()])), strict=True))
+        return dict(zip(metrics, self.add_up(torch.stack([widen(value) for value in metrics.values()])), strict=True))
 
     def share(self, value: Any) -> Any:
         """The first process's value, plain values alone, on every process."""

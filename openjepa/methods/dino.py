@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from openjepa.data.batch import Batch
 from openjepa.engine.precision import full_precision
 from openjepa.engine.schedule import ramp
+from openjepa.engine.world import current
 from openjepa.methods.contract import Metrics, Rates, Schedule
 from openjepa.methods.momentum import MomentumMethod, copy_as_target, encode_views
 from openjepa.nn.heads import PrototypeHead
@@ -41,9 +42,9 @@ class Centre(nn.Module):
 
     @torch.no_grad()
     def see(self, outputs: Float[Tensor, "*places width"]) -> None:
-        """Remember outputs until the step is over."""
-        rows = outputs.flatten(0, -2)
-        self.seen.append((rows.sum(0), len(rows)))
+        """Remember outputs, and those of the other processes, until the step is over."""
+        rows, world = outputs.flatten(0, -2), current()
+        self.seen.append((world.add_up(rows.sum(0)), world.size * len(rows)))
 
     @torch.no_grad()
     def move(self, finite: Bool[Tensor, ""]) -> None:
@@ -133,10 +134,10 @@ def measure_assignments(wanted: Float[Tensor, "*places prototypes"], loss: Float
     view, to the same one, as where centring is. assignment_kl: the loss, a cross-entropy, without the target's entropy; 0 in
     either collapse (section 5.3, "Avoiding collapse").
     """
-    rows, most = wanted.flatten(0, -2), math.log(wanted.shape[-1])
+    rows, most, world = wanted.flatten(0, -2), math.log(wanted.shape[-1]), current()
     own = torch.special.entr(rows).sum(-1).mean()
     return {
         "teacher_entropy": own / most,
-        "usage_entropy": torch.special.entr(rows.mean(0)).sum() / most,
+        "usage_entropy": torch.special.entr(world.add_up(rows.mean(0)) / world.size).sum() / most,
         "assignment_kl": loss.detach() - own,
     }

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from openjepa.data.batch import Batch
 from openjepa.engine.precision import full_precision
+from openjepa.engine.world import current
 from openjepa.methods.contract import Metrics, Rates
 from openjepa.methods.dino import DINO, Centre, distil, measure_assignments, sharpen
 from openjepa.nn.vit import VisionTransformer
@@ -41,7 +42,8 @@ class IBOT(DINO):
         images = torch.cat([batch.views[name].flat for name in VIEWS])
         frozen, temperature = rates["last_layer"] == 0, rates["teacher_temperature"]
         hidden = torch.cat([find_hidden(batch, name, self.context_encoder.grid) for name in VIEWS])
-        hidden = hidden & (torch.rand(len(hidden), device=hidden.device) < self.settings.masked_frac)[:, None]
+        drawn = torch.rand(len(VIEWS), current().size * len(hidden) // len(VIEWS), device=hidden.device)  # of all processes
+        hidden = hidden & (current().own(drawn, 1).flatten() < self.settings.masked_frac)[:, None]
         with torch.no_grad():
             target, target_patches = self.assign(self.target_head(self._with_mean(self.target_encoder(images))))
         tokens = self._with_mean(self.encode_hidden(images, hidden))

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from openjepa.data.batch import Batch
 from openjepa.engine.precision import full_precision, widen
+from openjepa.engine.world import current
 from openjepa.methods.contract import Metrics, Rates
 from openjepa.methods.momentum import MomentumMethod, copy_as_target, encode_views
 from openjepa.methods.pairs import measure_pairs
@@ -52,7 +53,11 @@ class MoCoV3(MomentumMethod):
 
 
 def contrast(queries: Float[Tensor, "images dim"], keys: Float[Tensor, "images dim"], temperature: float) -> Float[Tensor, ""]:
-    """2 tau times the cross-entropy of cosines over tau, in which the key of the same image is right (equation 1)."""
-    logits = functional.normalize(queries, dim=1) @ functional.normalize(keys, dim=1).T / temperature
-    own = torch.arange(len(queries), device=queries.device)
+    """2 tau times the cross-entropy of cosines over tau, in which the key of the same image is right (equation 1).
+
+    The keys are those of all processes.
+    """
+    every = current().gather(functional.normalize(keys, dim=1))
+    logits = functional.normalize(queries, dim=1) @ every.T / temperature
+    own = current().own(torch.arange(len(every), device=queries.device))
     return 2 * temperature * functional.cross_entropy(logits, own)

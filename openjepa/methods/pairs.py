@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from openjepa.engine.precision import full_precision, widen
+from openjepa.engine.world import current
 
 SHARPNESS = 2.0  # t of the uniformity
 
@@ -22,15 +23,18 @@ def measure_pairs(queries: Float[Tensor, "images dim"], keys: Float[Tensor, "ima
 
     alignment: mean squared distance of an image's query and key on the unit sphere; 0 are the same, 2 are orthogonal.
     uniformity: log of the mean of exp(-2 squared distance) between the keys of different images; 0 where all images have one
-    key, -4 where keys are spread over a sphere of many dimensions. At least two images.
+    key, -4 where keys are spread over a sphere of many dimensions. At least two images. The others are those of all processes.
     """
+    world = current()
     with full_precision(queries.device):
         first, second = (functional.normalize(widen(vectors), dim=1) for vectors in (queries, keys))
-        own = torch.arange(len(first), device=first.device)
-        squares = (2 - 2 * second @ second.T).clamp_min(0).masked_fill(own[:, None] == own, torch.inf)
-        near = torch.exp(-SHARPNESS * squares).sum() / (len(first) * (len(first) - 1))
+        every = world.gather(second)
+        numbers = torch.arange(len(every), device=first.device)
+        own = world.own(numbers)[:, None]
+        squares = (2 - 2 * second @ every.T).clamp_min(0).masked_fill(own == numbers, torch.inf)
+        near = world.add_up(torch.exp(-SHARPNESS * squares).sum()) / (len(every) * (len(every) - 1))
         return {
-            "pairs_found": ((first @ second.T).argmax(1) == own).float().mean(),
+            "pairs_found": ((first @ every.T).argmax(1, keepdim=True) == own).float().mean(),
             "alignment": (first - second).square().sum(1).mean(),
             "uniformity": near.log(),
         }

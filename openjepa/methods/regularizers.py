@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
+from openjepa.engine.world import current
 from openjepa.masks import Masks
 
 Regularizer = Callable[[Tensor], Tensor]
@@ -25,9 +26,11 @@ def vicreg(features: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
 
     The factor 1/25 is the ratio of VICReg's covariance and variance weights (section 4.2).
     """
-    centred = features - features.mean(0)
-    std = (centred.square().sum(0) / (len(features) - 1) + 1e-4).sqrt()
-    covariance = centred.T @ centred / (len(features) - 1)
+    add_up = current().add_up  # over the processes of the run
+    num_rows = add_up(torch.full((), float(len(features)), device=features.device))
+    centred = features - add_up(features.sum(0)) / num_rows
+    std = (add_up(centred.square().sum(0)) / (num_rows - 1) + 1e-4).sqrt()
+    covariance = add_up(centred.T @ centred) / (num_rows - 1)
     off_diagonal = covariance.square().sum() - covariance.diagonal().square().sum()
     return functional.relu(1 - std).mean() + off_diagonal / features.shape[1] / 25
 
@@ -52,8 +55,11 @@ def measure_normality(
     """
     points = torch.linspace(-limit, limit, num_points, device=samples.device).to(samples)
     normal = torch.exp(-points.square() / 2)
-    angles = samples.unsqueeze(-1) * points
-    error = (angles.cos().mean(-3) - normal).square() + angles.sin().mean(-3).square()
+    angles = samples.unsqueeze(-1) * points  # (..., batch, directions, points)
+    add_up = current().add_up  # over the processes of the run
+    num_rows = add_up(torch.full((), float(samples.shape[-2]), device=samples.device))
+    real, imaginary = add_up(angles.cos().sum(-3)) / num_rows, add_up(angles.sin().sum(-3)) / num_rows
+    error = (real - normal).square() + imaginary.square()
     return torch.trapezoid(error * normal, points, dim=-1)
 
 

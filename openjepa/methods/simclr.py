@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from openjepa.data.batch import MAIN, Batch
 from openjepa.engine.precision import full_precision, widen
+from openjepa.engine.world import current
 from openjepa.methods.contract import Method, Metrics, Rates
 from openjepa.methods.pairs import measure_pairs
 from openjepa.nn.vit import VisionTransformer, initialise
@@ -45,9 +46,11 @@ class SimCLR(Method):
 def contrast(vectors: Float[Tensor, "views dim"], temperature: float) -> Float[Tensor, ""]:
     """NT-Xent of vectors of which 2k and 2k + 1 belong together.
 
-    Equation 1: cross-entropy over cosines divided by the temperature, in which a view is never compared with itself.
+    Equation 1: cross-entropy over cosines divided by the temperature, in which a view is never compared with itself. The others
+    are those of all processes.
     """
     unit = functional.normalize(vectors, dim=1)
-    logits = (unit @ unit.T / temperature).masked_fill(torch.eye(len(unit), dtype=torch.bool, device=unit.device), -torch.inf)
-    partner_idx = torch.arange(len(unit), device=unit.device) ^ 1
-    return functional.cross_entropy(logits, partner_idx)
+    every = current().gather(unit)
+    own_idx = current().own(torch.arange(len(every), device=unit.device))
+    logits = (unit @ every.T / temperature).scatter(1, own_idx[:, None], -torch.inf)
+    return functional.cross_entropy(logits, own_idx ^ 1)

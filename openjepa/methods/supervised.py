@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from openjepa.data.batch import MAIN, Batch
 from openjepa.engine.precision import full_precision, widen
+from openjepa.engine.world import current
 from openjepa.methods.contract import Method, Metrics, Rates
 from openjepa.nn.vit import VisionTransformer, initialise
 from openjepa.recipe import methods
@@ -55,17 +56,18 @@ class Supervised(Method):
 def mix(
     images: Float[Tensor, "batch channels height width"], wanted: Float[Tensor, "batch classes"], mixup: float, cutmix: float
 ) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, "batch classes"]]:
-    """Every image mixed with another of the batch, and what is wanted of the mixture, by shares of the two.
+    """Every image mixed with another of the global batch, and what is wanted of the mixture, by shares of the two.
 
     mixup, cutmix: parameters of the Beta distribution of an image's own share; 0 is off; where both are on, each has half the
     batches. A box that reaches over an edge is cut there, and shares are counted in pixels. All from torch's generator.
     """
     assert mixup or cutmix, "there is a way of mixing"
-    partner = torch.randperm(len(images))
+    world = current()
+    partner = torch.randperm(world.size * len(images))
     by_box = bool(cutmix) and (not mixup or bool(torch.rand(()) < 0.5))
     alpha = torch.tensor(cutmix if by_box else mixup)
     share = float(torch.distributions.Beta(alpha, alpha).sample())
-    others = images[partner]
+    others = world.take(images, partner)
     if by_box:
         height, width = images.shape[-2:]
         rows, columns = (_cut(side, math.sqrt(1 - share)) for side in (height, width))
@@ -74,7 +76,7 @@ def mix(
         share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
     else:
         images = share * images + (1 - share) * others
-    return images, share * wanted + (1 - share) * wanted[partner]
+    return images, share * wanted + (1 - share) * world.take(wanted, partner)
 
 
 def _cut(side: int, frac: float) -> slice:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from openjepa.engine.precision import full_precision
+from openjepa.engine.world import current
 from openjepa.nn.vit import gather_tokens, patchify
 from openjepa.recipe import methods
 
@@ -58,14 +59,16 @@ class PixelTargets(nn.Module):
 
     def fit(self, patches: Float[Tensor, "patches pixels"]) -> None:
         """The directions of largest variance, each divided by its standard deviation."""
-        centre = patches.mean(0, dtype=torch.float64)
+        world = current()
+        centre = world.add_up(patches.mean(0, dtype=torch.float64)) / world.size
         covariance = torch.zeros(len(centre), len(centre), dtype=torch.float64, device=patches.device)
         for part in patches.split(FITTED_ROWS):
             centred = part - centre
             covariance += centred.T @ centred / len(patches)
-        values, vectors = torch.linalg.eigh(covariance)
+        values, vectors = torch.linalg.eigh(world.add_up(covariance) / world.size)
         deviations = values[-self.width :].clamp_min(1e-6).sqrt()
-        self.components.copy_(vectors[:, -self.width :] / deviations)
+        components = {"": vectors[:, -self.width :] / deviations}  # of which another machine may find another sign
+        self.components.copy_(world.share_tensors(components, patches.device)[""])
         self.centre.copy_(centre)
         self.is_fitted.fill_(True)
         self.knows_fit = True

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from openjepa.engine.world import current
 from openjepa.nn.vit import initialise
 
 NORM_EPS = 1e-5
@@ -41,7 +42,8 @@ class ConvDecoder(nn.Module):
         self, tokens: Float[Tensor, "batch patches width"], visible_idx: Int[Tensor, "batch visible"], noise: float
     ) -> Float[Tensor, "batch all_patches width"]:
         """Predictions for all patches, row by row. tokens: those at visible_idx; noise: standard deviation of all others."""
-        filled = noise * torch.randn(len(tokens), self.grid[0] * self.grid[1], tokens.shape[-1], device=tokens.device)
+        shape = (len(tokens), self.grid[0] * self.grid[1], tokens.shape[-1])
+        filled = noise * current().draw(lambda: torch.randn(shape, device=tokens.device))
         filled = filled.to(tokens.dtype).scatter(1, visible_idx[..., None].expand_as(tokens), tokens)
         hidden = filled.transpose(1, 2).unflatten(2, self.grid)
         for layer in self.layers:

@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from openjepa.engine.precision import full_precision, widen
+from openjepa.engine.world import current
 from openjepa.nn.vit import initialise
 
 
@@ -28,13 +30,29 @@ def make_mlp(widths: Sequence[int], norm_last: bool = False) -> nn.Sequential:
     *hidden, last = pairwise(widths)
     parts: list[nn.Module] = []
     for before, after in hidden:
-        parts += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after, track_running_stats=False), nn.ReLU()]
+        parts += [nn.Linear(before, after, bias=False), BatchNorm(after, track_running_stats=False), nn.ReLU()]
     parts.append(nn.Linear(*last, bias=not norm_last))
     if norm_last:
-        parts.append(nn.BatchNorm1d(last[1], affine=False, track_running_stats=False))
+        parts.append(BatchNorm(last[1], affine=False, track_running_stats=False))
     mlp = nn.Sequential(*parts)
     initialise(mlp)
     return mlp
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm over the rows of all processes, on any device. torch's SyncBatchNorm needs GPUs."""
+
+    def forward(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+        """Rows less their mean, over their standard deviation; then the weights."""
+        world = current()
+        if world.size == 1:
+            return super().forward(rows)
+        with full_precision(rows.device):
+            exact, num_rows = widen(rows), world.size * len(rows)
+            centred = exact - world.add_up(exact.sum(0)) / num_rows
+            variance = world.add_up(centred.square().sum(0)) / num_rows
+            normed = centred * (variance + self.eps).rsqrt()
+            return (normed if self.weight is None else torch.addcmul(self.bias, normed, self.weight)).to(rows.dtype)
 
 
 class PrototypeHead(nn.Module):

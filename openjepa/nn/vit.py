@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from timm.layers.drop import DropPath
 from timm.models import vision_transformer as timm_vit
 from torch import Tensor, nn
 from torch.nn import functional
 
 from openjepa.engine.optim import WeightGroup
+from openjepa.engine.world import current
 from openjepa.nn.positions import resize_positions, sine_cosine_positions
 from openjepa.nn.recompute import Checkpointing, call_layer
 from openjepa.nn.unpadded import run_unpadded
@@ -111,6 +113,18 @@ def patchify(images: Float[Tensor, "batch channels height width"], patch_size: i
     return functional.unfold(images, patch_size, stride=patch_size).transpose(1, 2)
 
 
+class _SkipLayer(DropPath):
+    """Stochastic depth in which the processes of a run draw for the global batch, each taking its rows of it."""
+
+    def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+        world, kept_frac = current(), 1 - self.drop_prob
+        if world.size == 1 or not self.training or not self.drop_prob:
+            skipped: Tensor = super().forward(tokens)  # type: ignore[no-untyped-call]
+            return skipped
+        kept = tokens.new_empty(world.size * len(tokens), 1, 1).bernoulli_(kept_frac)
+        return tokens * (world.own(kept) / kept_frac)
+
+
 class VisionTransformer(timm_vit.VisionTransformer):
     """timm's ViT without class token, with fixed positions and a forward pass over kept patches."""
 
@@ -134,6 +148,10 @@ class VisionTransformer(timm_vit.VisionTransformer):
             class_token=False, embed_dim=width, depth=depth, num_heads=heads, mlp_ratio=mlp_ratio,
             norm_layer=partial(nn.LayerNorm, eps=1e-6), weight_init="skip", drop_path_rate=drop_path,
         )  # fmt: skip
+        for layer in self.blocks if drop_path else ():
+            for name in ("drop_path1", "drop_path2"):
+                if isinstance(part := getattr(layer, name), DropPath):
+                    setattr(layer, name, _SkipLayer(part.drop_prob))
         self.size, self.patch_size, self.channels = size, patch_size, channels
         self.grid = (size[0] // patch_size, size[1] // patch_size)
         self.checkpointing = checkpointing
