@@ -118,6 +118,7 @@ def _lead(
             session.resume()
             if session.start_step >= session.total_steps:
                 session.say(f"{folder.path} is already trained to its last step, {session.total_steps}.")
+                session.world.meet()
                 return Verdict(**session.world.share([None, read_json(folder.verdict_json)])[1])
             session.write_facts()
             write_left_out(source, folder.left_out)
@@ -137,6 +138,7 @@ def _lead(
 
 def _train(session: Session, folder: RunFolder) -> Verdict:
     """Train to the end with the processes that follow, and say what could not be read on the way."""
+    session.world.meet()
     session.world.share([session.recipe.model_dump(mode="json"), session.facts])
     session.share_state()
     verdict = session.train()
@@ -149,6 +151,7 @@ def _train(session: Session, folder: RunFolder) -> Verdict:
 def _follow(data: str, folder: RunFolder) -> Verdict:
     """Train with the first process, on what it has prepared and with its weights; its verdict if nothing is left to train."""
     world, silent = current(), Console(quiet=True)
+    world.meet()
     values, facts = world.share([{}, {}])  # the first one's
     if values is None:
         return Verdict(**facts)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -82,6 +83,15 @@ class World:
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of all processes, as many of each, in the order of the global batch; gradients flow back."""
         return rows if self.size == 1 else _Gather.apply(rows, self)
+
+    def meet(self) -> None:
+        """Of the first process: say that it is prepared. Of the others: wait for that, without a limit of time."""
+        if self.size == 1 or _peers is None:
+            return
+        if self.is_first:
+            _peers.store.set("ready", "1")
+        else:
+            _peers.wait_for_first()
 
     def own(self, rows: Tensor, dim: int = 0) -> Tensor:
         """Of something that is the same everywhere and has rows for the global batch: this process's."""
@@ -295,6 +305,8 @@ class _Peers:
             while len(self._find("left")) < self.launch.size and time.monotonic() < deadline:
                 time.sleep(0.05)
             self.left, self.have_said = self._find("left"), bool(self._find("said"))
+            if self.should_speak():
+                self.say_why()
         except RuntimeError:
             self.left = [self.launch.rank]
         missing = [rank for rank in range(self.launch.size) if rank not in self.left and (timed_out or not self._lives(rank))]
@@ -303,6 +315,16 @@ class _Peers:
         names = ", ".join(f"{rank} (process {self.known[rank][1]} on {self.known[rank][0]})" for rank in missing)
         words = f"rank {names} of {self.launch.size}"
         return f"{words} has not answered for {self.limit_s:g} s" if timed_out else f"{words} is gone"
+
+    def wait_for_first(self) -> None:
+        """Until the first process is ready, however long that takes. SystemExit if it says why it will not be."""
+        try:
+            while not self.store.check(["ready"]):
+                if self.store.check(["said/0"]):
+                    raise SystemExit(2)
+                time.sleep(0.05)
+        except RuntimeError as error:
+            raise RankLost(f"rank 0 is gone ({_first_line(error)})") from None
 
     def should_speak(self) -> bool:
         """Whether it is this process that tells the user."""
@@ -337,4 +359,4 @@ def _wait(ask: Callable[[], Value]) -> Value:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0].rstrip(". ")
+    return re.sub(r"^\[[^\]]*\] ", "", str(error)).partition("\n")[0].partition(". ")[0].rstrip(". ")

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.utils.tensorboard import SummaryWriter  # noqa: F401 (slow, and so before the forks)
 
 from openjepa import cli
 from tests.ranks import start_ranks, wait_for
@@ -61,14 +62,14 @@ def test_a_signal_to_one_stops_all_saved_once(tmp_path: Path, rank: int):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_that_is_gone_or_hangs_is_named(tmp_path: Path, number: signal.Signals):
     run, log = tmp_path / "run", tmp_path / "log"
-    processes = start(run, log, OPENJEPA_WAIT_S="5")
+    processes = start(run, log, OPENJEPA_WAIT_S="20")
     os.kill(processes[1], number)
-    assert wait_for(processes[0], 60) == 2, log.read_text()
+    assert wait_for(processes[0]) == 2, log.read_text()
     os.kill(processes[1], signal.SIGKILL)
     assert wait_for(processes[1]) == -signal.SIGKILL
     (line,) = last_lines(log)
     assert f"step {logged(run)[-1] + 1}: rank 1 (process {processes[1]} on " in line
-    assert "is gone" in line if number == signal.SIGKILL else "has not answered for 5 s" in line
+    assert "is gone" in line if number == signal.SIGKILL else "has not answered for 20 s" in line
     assert saved_steps(run) == [logged(run)[-1] + 1]
 
 
