@@ -101,6 +101,9 @@ def main() -> int:
             started = time.time()
         status = process.wait(PATIENCE_S + steps)
         log = broken.with_suffix(".log").read_text("utf-8", "replace")
+        if status:
+            print(f"the disturbed run ended with {status}: {log[-6000:]}")
+            return 1
         ours, theirs = (load_file(run / f"checkpoints/step-{steps:08}.safetensors") for run in (broken, whole))
         same = ours.keys() == theirs.keys() and all(ours[key].tobytes() == theirs[key].tobytes() for key in theirs)
         same &= read_losses(broken) == read_losses(whole)

@@ -321,6 +321,7 @@ class _Peers:
         try:
             while not self.store.check(["ready"]):
                 if self.store.check(["said/0"]):
+                    self.store.set(f"left/{self.launch.rank}", "1")
                     raise SystemExit(2)
                 time.sleep(0.05)
         except RuntimeError as error:
@@ -334,6 +335,10 @@ class _Peers:
         """Let the others know that this process says why it ends."""
         try:
             self.store.set(f"said/{self.launch.rank}", "1")
+            if self.launch.rank == 0 and "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:  # this process holds the store
+                deadline = time.monotonic() + REPORT_S
+                while len(self._find("left")) < self.launch.size - 1 and time.monotonic() < deadline:
+                    time.sleep(0.05)
         except RuntimeError:
             return
 
