@@ -54,7 +54,7 @@ def make_tables(shared: Path) -> str:
             title = f"The release's masks, {grid} x {grid} patches, batches of {batch}"
             rows, _ = agreement.compare_masks(expected, MASK_BATCHES[grid, batch])
             tables.append(to_table(title, "difference in standard errors", rows))
-    for name in ("paper", "seed"):
+    for name in ("paper", "brief"):
         tables.append(to_table(f"The equations in float64, {name} recipe", unit, measure_step(agreement.load_own(name))))
     made = f"Measured with torch {torch.__version__} on {platform.machine()}, one thread, in float32."
     return "\n\n".join([made, *tables])

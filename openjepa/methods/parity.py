@@ -38,8 +38,11 @@ def _shorten(what: str, found: str) -> str:
 PARITY = {
     "ijepa": Parity("yes: a whole step, to 1e-5 in float32", "yes: the release's step", "yes", "test_golden_step.py"),
     "mae": Parity("no; whole model against transformers", "yes, gradients too", "yes", "test_mae.py"),
-    "simclr": Parity("loss alone, to 1e-5 in float32", "no", "small recipe only", "tests/unit/test_simclr.py"),
-    "supervised": Parity("no", "no", "small recipe only", "tests/unit/test_supervised.py"),
+    "simclr": Parity("yes", "no", "views, projector, temperature; optimizer from MoCo v3", "test_simclr.py"),
+    "supervised": Parity("yes, without mixing", "no", "DeiT's, without repeated augmentation and erasing", "test_supervised.py"),
+    "detection": Parity(
+        "no: torchvision's losses", "no: torchvision's own detectors", "partly ViTDet's, never run", "tests/unit/test_detector.py"
+    ),
     "byol": Parity("yes", "yes: lightly, stable-pretraining", "views, heads, momentum; optimizer from MoCo v3", "test_byol.py"),
     "mocov3": Parity("yes", "yes: stable-pretraining, times 2T", "yes", "test_mocov3.py"),
     "dino": Parity(
@@ -47,4 +50,8 @@ PARITY = {
     ),
     "ibot": Parity("yes", "of hidden patches, and a centre's move: lightly", "partly from memory", "test_ibot.py"),
     "data2vec": Parity("yes (2.0), without noise", "no", "from its authors' configuration", "test_data2vec.py"),
+    "lejepa": Parity(
+        "yes; the integral in closed form too", "yes: stable-pretraining, its terms one by one",
+        "share, views and directions; the rest its authors' README, or ours", "test_lejepa.py",
+    ),
 }  # fmt: skip

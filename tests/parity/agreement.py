@@ -134,12 +134,12 @@ def load_release(shared: Path) -> tuple[Golden, dict[str, Any]]:
 
 
 def load_own(name: str) -> Golden:
-    """The step of the `paper` or the `seed` recipe that make_golden.py recorded."""
+    """The step of the `paper` or the `brief` recipe that make_golden.py recorded."""
     tensors = load_file(make_golden.FILE)
     mine = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
     height, width = (make_golden.PATCH * side for side in make_golden.GRID)
     changes = {
-        "data.image_size": (height, width), "data.batch_size": {"paper": 2048, "seed": 1024}[name],
+        "data.image_size": (height, width), "data.batch_size": {"paper": 2048, "brief": 1024}[name],
         "model.encoder": "tiny", "model.patch_size": make_golden.PATCH,
         "model.width": make_golden.WIDTH, "model.depth": make_golden.DEPTH, "model.heads": make_golden.HEADS,
         "method.predictor.width": make_golden.PREDICTOR_WIDTH, "method.predictor.depth": make_golden.PREDICTOR_DEPTH,
@@ -149,7 +149,7 @@ def load_own(name: str) -> Golden:
     }  # fmt: skip
     changes |= {
         "paper": {"optim.start_lr": make_golden.PAPER_START_LR, "optim.lr": make_golden.PAPER_LR},
-        "seed": {"optim.lr": make_golden.SEED_LR},
+        "brief": {"optim.lr": make_golden.BRIEF_LR},
     }[name]
     recipe = with_changes(load_recipe(f"{name}_vit_base_16"), changes)
     masks = Masks(*(mine.pop(key) for key in ("context_idx", "context_lengths", "target_idx", "target_lengths")))

@@ -158,7 +158,7 @@ def forward(
         with torch.no_grad():
             if setup.whole_image_targets:
                 goal = torch.cat([tokens[block] for block in blocks])
-            else:  # the seed: all target patches of the image together, and nothing else
+            else:  # the brief: all target patches of the image together, and nothing else
                 union = sorted({patch for block in blocks for patch in block})
                 alone = encode(image, union, weights["target_encoder"], setup)
                 goal = torch.stack([alone[union.index(patch)] for block in blocks for patch in block])
@@ -215,7 +215,7 @@ class Learner:
         return weight - lr * (first / (second.sqrt() + rates.eps) + decay * weight)
 
     def _layer_rate(self, part: str, name: str, layer_decay: float) -> float:
-        """The seed: each encoder layer learns layer_decay times as fast as the next, the patch embedding slowest of all."""
+        """The brief: each encoder layer learns layer_decay times as fast as the next, the patch embedding slowest of all."""
         if part != "context_encoder" or name.startswith("norm."):
             return 1.0
         depth = 1 + max(int(key.split(".")[1]) for key in self.weights[part] if key.startswith("blocks."))

@@ -28,14 +28,14 @@ PREDICTOR_WIDTH, PREDICTOR_DEPTH, PREDICTOR_HEADS = 8, 2, 2
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 PAPER = Setup(GRID, PATCH, HEADS, PREDICTOR_HEADS, True, True, True, True, True)
-SEED_DESCRIPTION = Setup(GRID, PATCH, HEADS, PREDICTOR_HEADS, False, False, False, False, False)
+BRIEF = Setup(GRID, PATCH, HEADS, PREDICTOR_HEADS, False, False, False, False, False)
 
 # A run of 10 steps, the first 4 of them warm-up. Adam's epsilon is far above the usual 1e-8: in exact arithmetic some gradients
 # are 0 (a key's bias moves no softmax), and 1e-8 would blow up their rounding to a part of a step (test_golden_step.py). Rates
 # are a hundred times the recipes', so that a step is large beside float32's spacing and a decay of 0.04 is not one of 0.05.
 TOTAL_STEPS, WARMUP_STEPS, STEPS = 10, 4, 3
 EPS = 1e-4
-PAPER_START_LR, PAPER_LR, SEED_LR = 0.02, 0.1, 0.015
+PAPER_START_LR, PAPER_LR, BRIEF_LR = 0.02, 0.1, 0.015
 
 
 def paper_rates(step: int) -> Rates:
@@ -45,16 +45,16 @@ def paper_rates(step: int) -> Rates:
     return Rates(lr, decay, decay, 0.996 + 0.004 * step / TOTAL_STEPS, layer_decay=1.0, max_norm=None, eps=EPS)
 
 
-def seed_rates(step: int) -> Rates:
-    """The seed: rate from 0 in the warm-up, decay 0.05 and 0.04, momentum by a cosine, layers at 0.75, norm at most 1.
+def brief_rates(step: int) -> Rates:
+    """The brief: rate from 0 in the warm-up, decay 0.05 and 0.04, momentum by a cosine, layers at 0.75, norm at most 1.
 
     Scaled linearly from the recipe's batch of 256 to one of 1024.
     """
     momentum = 1.0 - 0.004 * (1 + math.cos(math.pi * step / TOTAL_STEPS)) / 2
-    return Rates(4 * SEED_LR * (step + 1) / WARMUP_STEPS, 0.05, 0.04, momentum, layer_decay=0.75, max_norm=1.0, eps=EPS)
+    return Rates(4 * BRIEF_LR * (step + 1) / WARMUP_STEPS, 0.05, 0.04, momentum, layer_decay=0.75, max_norm=1.0, eps=EPS)
 
 
-RECIPES = {"paper": (PAPER, paper_rates), "seed": (SEED_DESCRIPTION, seed_rates)}
+RECIPES = {"paper": (PAPER, paper_rates), "brief": (BRIEF, brief_rates)}
 
 
 def draw_weights(generator: np.random.Generator) -> dict[str, Weights]:
@@ -94,7 +94,7 @@ def draw_paper_masks(generator: np.random.Generator) -> tuple[Block, list[Block]
     return sorted(draw_rectangle(generator, 4, 6) - set.union(*blocks)), [sorted(block) for block in blocks]
 
 
-def draw_seed_masks(generator: np.random.Generator) -> tuple[Block, list[Block]]:
+def draw_brief_masks(generator: np.random.Generator) -> tuple[Block, list[Block]]:
     """The union of three rectangles, and two blocks beside it and one another."""
     while True:
         context = set.union(*(draw_rectangle(generator, *generator.integers(1, 4, 2)) for _ in range(3)))
@@ -119,7 +119,7 @@ def make() -> dict[str, Tensor]:
     golden["images"] = torch.from_numpy(images)
     shape = (1, CHANNELS, 1, 1)
     pixels = (golden["images"].double() / 255 - torch.tensor(MEAN).double().view(shape)) / torch.tensor(STD).double().view(shape)
-    for recipe, draw in (("paper", draw_paper_masks), ("seed", draw_seed_masks)):
+    for recipe, draw in (("paper", draw_paper_masks), ("brief", draw_brief_masks)):
         drawn = [draw(generator) for _ in range(NUM_IMAGES)]
         contexts, targets = [context for context, _ in drawn], [blocks for _, blocks in drawn]
         setup, rates = RECIPES[recipe]

@@ -39,7 +39,7 @@ def release(shared: Path) -> Golden:
     return load_release(shared)[0]
 
 
-@pytest.fixture(params=["release", "paper", "seed"])
+@pytest.fixture(params=["release", "paper", "brief"])
 def golden(request: pytest.FixtureRequest) -> Golden:
     return request.getfixturevalue("release") if request.param == "release" else load_own(request.param)
 
@@ -60,7 +60,7 @@ def test_every_weight_after_an_optimizer_step_and_a_momentum_update_agrees(golde
         row.check()
 
 
-@pytest.mark.parametrize("name", ["paper", "seed"])
+@pytest.mark.parametrize("name", ["paper", "brief"])
 def test_a_batch_in_parts_is_the_same_step(name: str):
     """One image at a time, each part padded to its own longest row, counts by its number of real target tokens."""
     golden = load_own(name)
@@ -105,8 +105,8 @@ def test_the_recorded_step_is_what_the_equations_give():
 
 
 def test_the_recorded_masks_are_as_odd_as_they_should_be():
-    """Unequal lengths, overlapping targets for the paper and none for the seed, the clip at work: or none would be tested."""
-    for name in ("paper", "seed"):
+    """Unequal lengths, overlapping targets for the paper and none for the brief, the clip at work: or none would be tested."""
+    for name in ("paper", "brief"):
         golden = load_own(name)
         assert (
             len(set(golden.masks.context_lengths.tolist())) > 1 and len(set(golden.masks.target_lengths.flatten().tolist())) > 1
@@ -117,7 +117,7 @@ def test_the_recorded_masks_are_as_odd_as_they_should_be():
         ]
         overlap = any(sum(map(len, image)) > len(set.union(*image)) for image in blocks)
         assert overlap == (name == "paper")
-        if name == "seed":
+        if name == "brief":
             gradients = [value.flatten() for key, value in golden.tensors.items() if key.startswith("gradient.")]
             assert float(torch.cat(gradients).norm()) > 2 * golden.recipe.optim.clip_grad_norm
 
@@ -181,7 +181,7 @@ def test_what_remains_after_a_step_is_adamws_epsilon(release: Golden):
 
 def test_a_coarser_recipe_is_noticed():
     """Each switch of the recipe shows in the loss: the comparison would not pass with another one."""
-    golden = load_own("seed")
+    golden = load_own("brief")
     for switch, value in (("target_input", "image"), ("target_norm", "layer"), ("predict", "per_block"), ("loss", "smooth_l1")):
         rows = compare_forward(replace(golden, recipe=with_changes(golden.recipe, {f"method.{switch}": value})))
         assert max(row.difference for row in rows) > 100 * FORWARD, switch

@@ -44,7 +44,7 @@ def test_the_papers_schedules_by_hand(step: int, lr: float, momentum: float):
 
 
 def test_the_briefs_schedules_by_hand():
-    """The seed: warm-up from 0, cosine to 0; momentum 0.996 to 1 by half a cosine."""
+    """The brief: warm-up from 0, cosine to 0; momentum 0.996 to 1 by half a cosine."""
     rates = [warmup_cosine(step, 100, 10, 0.0, 1.0, 0.0) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == 1.0 == max(rates)
