@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-COMMANDS = ("auto", "pretrain", "finetune", "evaluate", "report")
+COMMANDS = ("auto", "pretrain", "finetune", "evaluate", "report", "compare")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 POLL_S = 0.005
 

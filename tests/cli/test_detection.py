@@ -1,11 +1,9 @@
 """Detectors through the command line, on COCO files as other tools leave them: train, kill, resume, evaluate, predict, report."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.cli.console import assert_refused, openjepa
+from tests.zygote import start
 
 STEPS = 10
 TINY = (
@@ -118,10 +117,7 @@ def test_a_kill_changes_nothing(instances, tmp_path: Path):
     whole, _, words = instances
     out = tmp_path / "run"
     words = [str(out) if word == str(whole) else word for word in words]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "openjepa.cli", *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = start(*words)
     metrics = out / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.read_text().count('"kind": "train"') > 4):
         time.sleep(0.002)

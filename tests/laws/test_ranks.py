@@ -23,7 +23,7 @@ TWENTY = {  # the runs of which twenty steps are compared; of the others, six
     "ijepa": {}, "ijepa vicreg": {"method__regularizer": VICREG}, "mae": {}, "simclr": {"optim__lr": 1e-4},
 }  # fmt: skip
 RUNS = TWENTY | {
-    "simclr float64": {}, "byol float64": {}, "mocov3 float64": {},  # in which rounding grows fast
+    "simclr float64": {}, "byol float64": {}, "mocov3 float64": {}, "lejepa float64": {},  # in which rounding grows fast
     "ijepa sigreg": {"method__regularizer": SIGREG}, "ijepa parts": {"train__accumulation_steps": 2},
     "mae pca": {"method__targets": "pca"}, "dino": {}, "ibot": {}, "data2vec": {},
     "supervised mixed": {"method__mixup": 0.8, "method__cutmix": 1.0, "method__drop_path": 0.3},
