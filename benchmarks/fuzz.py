@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +33,10 @@ import torch
 from PIL import Image
 
 from openjepa.commands.convert import _read
+from openjepa.data.annotations import open_coco
 from openjepa.data.decode import EXTENSIONS, open_image, read_header
 from openjepa.data.pack import write_pack
+from openjepa.data.scenes.make import make_scenes
 from openjepa.data.skipped import SkippedFiles
 from openjepa.data.sources import open_source
 from openjepa.data.sources.idx import read_idx
@@ -42,6 +45,7 @@ from openjepa.evals.features import read_features
 from openjepa.recipe.files import list_recipes, load_recipe, to_yaml
 from openjepa.runs.folder import RunFolder, read_json
 from openjepa.weights.match import check_fit, check_values, infer_recipe
+from tests.unit.test_dicom import draw, make, write
 
 PATIENCE_S = 20
 MEMORY_BYTES = 3 * 2**30  # beyond what the process has at the start; the largest image that is read takes 0.7 GB a copy
@@ -100,6 +104,13 @@ def read_skipped(path: Path) -> None:
     SkippedFiles(copy, 10**9).add([("a", "b")])
 
 
+def read_annotations(path: Path) -> None:
+    """A COCO file, and every mask in it; the images that it names are whole."""
+    source = open_coco(str(path.parent.parent / "seeds" / "scenes" / "train"), 3, str(path), need_masks=True)
+    for objects in source.objects:
+        objects.masks()
+
+
 def make_targets(folder: Path, inputs: Path | None) -> dict[str, Target]:
     """All readers, with seeds made here and, of images and checkpoints, those of a folder."""
     folder.mkdir()
@@ -128,10 +139,18 @@ def make_targets(folder: Path, inputs: Path | None) -> dict[str, Target]:
     (folder / "row.json").write_text('{"kind": "train", "step": 3, "loss": "NaN", "deep": {"a": [1, 2.5, null, true, "~NaN"]}}\n')
     (folder / "skipped.txt").write_text("a/b.png\tnot an image\nc\\td.png\t[Errno 2] gone\n")
     (folder / "t10k-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, 3, 4, 4) + bytes(48))
+    dicom = folder / "dicom"
+    dicom.mkdir()
+    write(make(draw(), WindowCenter=2000, WindowWidth=900, RescaleSlope=1, RescaleIntercept=-1024), dicom / "1.dcm")
+    write(make(draw(np.int16, shape=(3, 8, 9)), "MONOCHROME1", frames=3), dicom / "2.dcm")
+    write(make(draw(np.uint8, 8, (8, 9, 3)), "RGB", bits=8), dicom / "3.dcm")
+    make_scenes(folder / "scenes", train=12, test=12, size=32, seed=0, processes=1)
     weights = [path for path in given if path.name.endswith(".pth.tar")] + [folder / "timm.pth"]
     source = open_source("sample:test", 1)
     return {
         "images": Target(read_image, pictures),
+        "DICOM": Target(read_image, sorted(dicom.iterdir())),
+        "annotations (COCO)": Target(read_annotations, [folder / "scenes" / "annotations" / "train.json"]),
         "packs (pack.parquet)": Target(read_pack, [pack / "pack.parquet"]),
         "checkpoints (.safetensors)": Target(load_checkpoint, [folder / "plain.safetensors"]),
         "weights (.pth.tar)": Target(read_weights, weights),
@@ -213,11 +232,19 @@ def _watch(pid: int, work: Path) -> tuple[int, bool]:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status), False
-        inputs = list(work.glob("input*"))
-        if inputs and time.time() - max(path.stat().st_mtime for path in inputs) > 2 * PATIENCE_S:
+        if time.time() - _find_start(work) > 2 * PATIENCE_S:
             os.kill(pid, signal.SIGKILL)
             return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), True
         time.sleep(0.2)
+
+
+def _find_start(work: Path) -> float:
+    """When the present input was written; now, where there is none at the moment."""
+    times = []
+    for path in work.glob("input*"):
+        with suppress(FileNotFoundError):  # it has just been read
+            times.append(path.stat().st_mtime)
+    return max(times, default=time.time())
 
 
 class TooLong(BaseException):

@@ -8,12 +8,12 @@ OpenFile = io.BufferedReader | io.BytesIO
 
 
 class DecodeError(ValueError):
-    """An image that cannot be read: its path, and the reason in one line."""
+    """An image that cannot be read: its path, and the reason in one line; what it quotes of the file is escaped."""
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
         self.path = path
-        self.reason = reason
+        self.reason = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in reason)
+        super().__init__(path, self.reason)
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"

@@ -285,6 +285,16 @@ def test_what_holds_no_picture_or_too_large_a_one_is_refused_unread(tmp_path):
     assert NAME not in str(caught.value)
 
 
+def test_what_a_file_says_of_itself_is_shown_in_one_line(tmp_path):
+    whole = write(make(draw()), tmp_path / "a.dcm")
+    content = Path(whole).read_bytes()
+    syntax = uid.ExplicitVRLittleEndian.encode()
+    Path(whole).write_bytes(content.replace(syntax, syntax[:-4] + b"\n\x1b[2", 1))
+    with pytest.raises(DecodeError) as caught:
+        read(whole)
+    assert str(caught.value).isprintable(), str(caught.value)
+
+
 def test_files_of_every_name_are_found_and_tables_of_contents_are_not(tmp_path):
     for name in ("a.dcm", "b.DICOM", "IM000001", "1.2.840.113619.2.55.3", "deeper/IMG7"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
