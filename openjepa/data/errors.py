@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 OpenFile = io.BufferedReader | io.BytesIO
 
@@ -17,3 +18,9 @@ class DecodeError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+def none_readable(spec: str, skipped: Sequence[tuple[str, str]]) -> DecodeError:
+    """Of a set of which every image that was tried failed: (path, reason), one or more."""
+    path, reason = skipped[0]
+    return DecodeError(spec, f"none of {len(skipped)} images can be read; the first is {path} ({reason})")

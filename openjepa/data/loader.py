@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from openjepa.data.annotations import AnnotatedSource
 from openjepa.data.batch import Batch, BatchObjects, Views
-from openjepa.data.decode import DecodeError
+from openjepa.data.errors import DecodeError, none_readable
 from openjepa.data.object_views import ObjectSettings, ObjectView, draw_object_view
 from openjepa.data.sources import ArraySource, ImageSource, whole_of
 from openjepa.data.views import View, ViewPlan, evaluation_view, training_views
@@ -255,6 +255,4 @@ def _drop_empty(source: ImageSource, batches: Generator[EvaluationBatch, None, N
     if held is not None:
         yield (held[0], held[1], held[2] + skipped)
     elif skipped:
-        raise DecodeError(
-            source.spec, f"none of {len(skipped)} images can be read; the first is {skipped[0][0]} ({skipped[0][1]})"
-        )
+        raise none_readable(source.spec, skipped)

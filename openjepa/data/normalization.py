@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from openjepa.data.decode import DecodeError
+from openjepa.data.errors import DecodeError, none_readable
 from openjepa.data.sources import ImageSource
 from openjepa.recipe.sections import Data
 
@@ -38,18 +38,19 @@ def measure_normalization(source: ImageSource, num_images: int) -> tuple[list[fl
     Every image weighs the same, whatever its size; large ones are read with a stride. The standard
     deviation is at least LOWEST_STD. Unreadable images are left out; DecodeError if none can be read.
     """
-    means, squares = [], []
+    means, squares, skipped = [], [], list[tuple[str, str]]()
     for index in np.linspace(0, len(source) - 1, min(num_images, len(source))).round().astype(int):
         try:
             image = source.load(int(index))
-        except DecodeError:
-            continue  # training lists it in skipped.txt when it comes to it
+        except DecodeError as error:
+            skipped.append((source.path(int(index)), error.reason))  # training lists it in skipped.txt when it comes to it
+            continue
         stride = max(1, min(image.shape[:2]) // MEASURED_SIDE_PX)
         pixels = image[::stride, ::stride].reshape(-1, image.shape[2]) / 255.0
         means.append(pixels.mean(axis=0))
         squares.append((pixels**2).mean(axis=0))
     if not means:
-        raise DecodeError(source.spec, f"none of {min(num_images, len(source))} images can be read")
+        raise none_readable(source.spec, skipped)
     mean = np.mean(means, axis=0)
     std = np.sqrt(np.maximum(np.mean(squares, axis=0) - mean**2, LOWEST_STD**2))
     return mean.tolist(), std.tolist()

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from openjepa.data.decode import DecodeError, Picture, Pixels
+from openjepa.data.errors import none_readable
 from openjepa.data.skipped import one_line
 from openjepa.data.sources import FolderSource, ImageSource, absolute_spec, spread
 from openjepa.data.sources.packed import METADATA_KEY, PIXELS, SKIPPED, TABLE, VERSION
@@ -95,8 +96,7 @@ def _write_files(source: ImageSource, folder: Path, file: BinaryIO, size_px: int
             shapes += part.shapes
             skipped += part.skipped
     if not numbers:
-        path, reason = skipped[0]
-        raise DecodeError(source.spec, f"none of {len(skipped)} images can be read; the first is {path} ({reason})")
+        raise none_readable(source.spec, skipped)
     file.flush()
     os.fsync(file)
     sizes = np.array(shapes, np.int64)

@@ -149,6 +149,6 @@ def _refuse_bands(raster: Raster, channels: int) -> str:
     num_bands = raster.samples.shape[2]
     unnamed = "" if raster.colour != "bands" else ", and nothing says which of them are colours"
     return (
-        f"has {num_bands} bands of {raster.samples.dtype}{unnamed}; {channels} channels cannot show them: set data.channels to "
+        f"has {num_bands} bands of {raster.samples.dtype}{unnamed}; data.channels {channels} cannot show them: set it to "
         f"{num_bands}, or convert it to grey or RGB"
     )

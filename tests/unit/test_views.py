@@ -378,7 +378,7 @@ def test_normalization_of_known_pixels():
     assert mean == pytest.approx([0.5, 0]) and std == pytest.approx([0.5, 1 / 255])
     mean, std = measure_normalization(Pictures([level(51, 3), None, level(153, 2000)]), 10)  # big and small weigh the same
     assert mean == pytest.approx([0.4]) and std == pytest.approx([0.2])
-    with pytest.raises(DecodeError, match="pictures: none of 2 images can be read"):
+    with pytest.raises(DecodeError, match="pictures: none of 2 images can be read; the first is "):
         measure_normalization(Pictures([None, None]), 5)
 
 
