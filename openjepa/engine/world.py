@@ -253,6 +253,8 @@ def join() -> Iterator[World]:
     limit_s = float(os.environ.get(LIMIT) or WAIT_S)
     try:
         store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=limit_s)))
+        # torchrun keeps its store over restarts, and with it the addresses of processes that are gone.
+        store = dist.PrefixStore(f"attempt {launch.restarts}", store)
         store.set_timeout(timedelta(seconds=limit_s))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         if launch.local_rank < torch.cuda.device_count():

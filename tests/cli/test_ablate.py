@@ -43,8 +43,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_a_table_runs_every_row_and_seed_once(scenes: Path, tiny: Path, tmp_path: Path) -> None:
     arguments = ["ablate", "masking", "--data", str(scenes / "train"), "--recipe", str(tiny), "--out", str(tmp_path / "out")]
-    arguments += ["--steps", str(STEPS), "--seeds", str(SEEDS), "--jobs", "2"]
-    first = run(*arguments, process=True)
+    arguments += ["--steps", str(STEPS), "--seeds", str(SEEDS)]
+    first = run(*arguments, "--jobs", "2", process=True)
     assert first.returncode == 0, first.stderr
     scores, _, differences = read_tables(first.stdout)
     assert list(scores) == ["random patches", "one block", "multi-block", "raw pixels", "untrained encoder"]
@@ -69,7 +69,7 @@ def test_a_table_runs_every_row_and_seed_once(scenes: Path, tiny: Path, tmp_path
     assert judged.returncode == 0, judged.stderr
     assert "Right in 0 of 6 at a fifth, in 0 at the end" in judged.stdout, "two steps are too early to say anything"
     for change in (["--recipe", "demo"], ["--data", str(scenes / "test"), "--test", str(scenes / "train")]):
-        other = run(*arguments, *change, "--jobs", "1")
+        other = run(*arguments, *change)
         assert other.returncode == 2, change
         assert "holds a run of other settings" in other.stderr
         assert "Traceback" not in other.stderr

@@ -76,10 +76,10 @@ def test_two_and_four_processes_train_as_one(trained: Path, name: str):
         torch.testing.assert_close(first["losses"], alone["losses"], rtol=1e-9 if "float64" in name else 1e-6, atol=0)
         torch.testing.assert_close(first["norms"][0], alone["norms"][0], rtol=1e-6, atol=0)
         # Adam makes whole steps of the rounding where a gradient is zero, as that of a key's bias.
-        apart = 1e-9 if "float64" in name else 5e-4 if name == "simclr" else 2e-5
+        apart = 1e-8 if "float64" in name else 5e-4 if name == "simclr" else 2e-5
         for key, value in alone.items():
             if key.startswith("weights."):
-                assert float((first[key] - value).abs().max()) <= apart, key
+                assert float((first[key].double() - value.double()).abs().max()) <= apart, key
 
 
 def losses(run: Path) -> list[tuple[int, float]]:

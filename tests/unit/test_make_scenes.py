@@ -190,7 +190,7 @@ def test_order_of_classes_is_random():
 
 @pytest.fixture(scope="module")
 def many() -> list[Scene]:
-    return [render_scene(1, "train", index, 32) for index in range(1200)]
+    return [render_scene(1, "train", index, 32) for index in range(600)]
 
 
 def test_smaller_objects_are_of_any_class_whatever_the_largest(many: list[Scene]):

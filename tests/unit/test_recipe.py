@@ -460,10 +460,9 @@ def test_another_method_keeps_what_fits_and_brings_the_rest(shipped: str, name: 
     assert all(getattr(made.method, key) == getattr(before.method, key) for key in kept)
     brought = {key: field.default for key, field in new.model_fields.items() if key not in {*kept, "name"}}
     assert old is new or all(getattr(made.method, key) == value for key, value in brought.items())
-    for group, default in build_recipe({"method": {"name": name}}).views.items():
-        ours, theirs = made.views[group], before.views.get(group)
-        assert kind(ours) == kind(default)
-        assert ours == (theirs if theirs is not None and kind(theirs) == kind(default) else default)
+    for group, default in new.VIEWS.items():
+        is_kept = group in old.VIEWS and kind(old.VIEWS[group]) == kind(default)
+        assert made.views[group] == (before.views[group] if is_kept else default)
 
 
 def test_what_another_method_has_not_is_refused_where_it_is_asked_for(tmp_path: Path) -> None:
