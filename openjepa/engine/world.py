@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Bool
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from openjepa.engine.precision import widen
@@ -254,7 +254,7 @@ def join() -> Iterator[World]:
     try:
         store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=limit_s)))
         # torchrun keeps its store over restarts, and with it the addresses of processes that are gone.
-        store = dist.PrefixStore(f"attempt {launch.restarts}", store)
+        store = PrefixStore(f"attempt {launch.restarts}", store)
         store.set_timeout(timedelta(seconds=limit_s))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         if launch.local_rank < torch.cuda.device_count():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from types import TracebackType
 from typing import Any
 
@@ -66,12 +67,25 @@ class Journal:
         self.task = self.progress.add_task("", total=total_steps, completed=start_step)
 
     def __enter__(self) -> Journal:
+        self.hook = threading.excepthook
+        threading.excepthook = self._leave_to_write
         self.progress.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.progress.stop()
-        self.events.close()
+        try:
+            self.events.close()
+        except OSError:
+            if error is None:
+                raise
+        finally:
+            threading.excepthook = self.hook
+
+    def _leave_to_write(self, failed: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread raises what it could not write once more, in `write`: no traceback for it."""
+        if not isinstance(failed.exc_value, OSError):
+            self.hook(failed)
 
     def advance(self, step: int, note: str | None = None) -> None:
         """Move the bar past a step; note replaces the text beside it."""
@@ -85,10 +99,13 @@ class Journal:
 
     def write(self, kind: str, row: dict[str, Any]) -> None:
         """A row for metrics.jsonl; its numbers also go to TensorBoard as kind/name."""
-        self.folder.append_metrics({"kind": kind, **row})
-        for name, value in row.items():
-            if isinstance(value, int | float) and name != "step":
-                self.events.add_scalar(f"{kind}/{name}", value, row["step"])
+        try:
+            self.folder.append_metrics({"kind": kind, **row})
+            for name, value in row.items():
+                if isinstance(value, int | float) and name != "step":
+                    self.events.add_scalar(f"{kind}/{name}", value, row["step"])
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.folder.path)) from None
 
     def say(self, text: str) -> None:
         """A line above the bar."""

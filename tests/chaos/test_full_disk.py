@@ -6,6 +6,7 @@ benchmarks/chaos.py fills a real one under a run.
 
 from __future__ import annotations
 
+import re
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from openjepa.data.scenes import make as scenes
+from openjepa.runs.folder import RunFolder
+from openjepa.runs.log import Journal
 from tests.cli.console import assert_refused, openjepa
 from tests.cli.test_poor_data import QUICK
 
@@ -85,3 +89,18 @@ def test_a_result_that_cannot_be_recorded_is_printed(place: Path):
         result = openjepa("evaluate", "run", "--task", "knn", "--train", "data", "--test", "data", cwd=place)
     assert '"accuracy"' in result.stdout and "could not be written" in result.stderr
     assert contents(place) == before
+
+
+def test_a_log_without_room_names_its_folder_and_prints_no_traceback(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """TensorBoard writes in a thread, whose traceback went to the screen."""
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    with pytest.raises(OSError, match=re.escape(str(run.path))), Journal(run, 0, 9, Console(quiet=True)) as journal:  # noqa: PT012
+        journal.events.add_scalar("first", 1.0, 0)
+        journal.events.flush()
+        for step in range(10_000):
+            run.metrics.unlink(missing_ok=True)
+            events = next(run.path.glob("events.*"))
+            with no_room(events.stat().st_size):
+                journal.write("train", {"step": step, "loss": 0.5})
+    assert "Traceback" not in capfd.readouterr().err
