@@ -122,7 +122,8 @@ def make_evaluate() -> Callable[..., None]:
             if not record.get("unit"):
                 interval = "" if record["interval"] is None else " (95 % interval {:.2%} to {:.2%})".format(*record["interval"])
                 print(f"{task} {record['main']} of {record['encoder']}: {record[record['main']]:.2%}{interval}")
-            print(record["words"]) if "words" in record else None
+            if "words" in record:
+                print(record["words"])
         print(_to_json(record))
 
     titles = "; ".join(f"{name}: {row.title}" for name, row in TASKS.items())
