@@ -21,7 +21,7 @@ from openjepa.commands.evaluate import keep_record, make_record, name_record
 from openjepa.commands.pretrain import pretrain
 from openjepa.commands.start import Start, Tuned, find_start, fit_to_encoder
 from openjepa.data.batch import MAIN
-from openjepa.data.left_out import describe_left_out, write_left_out
+from openjepa.data.left_out import describe_left_out, describe_skipped, list_beside
 from openjepa.data.reading import reading_of
 from openjepa.data.sources import ImageSource, open_labelled
 from openjepa.engine.precision import pick_device
@@ -134,13 +134,14 @@ def measure(run: RunFolder, train: str, test: str, held_out: ImageSource) -> Row
     facts = run.read_run()
     settings = facts["recipe"]["train"]
     classifier = load_classifier(run.path, settings["device"])
-    outcome = score_classifier(classifier, held_out, facts["num_images"], settings["seed"], pick_device(settings["device"]))
+    device, num_train = pick_device(settings["device"]), facts["num_images"]
+    outcome, skipped = score_classifier(classifier, held_out, num_train, settings["seed"], device)
     record = make_record(outcome, open_encoder(run.path, test, device="cpu"), train, test)
     keep_record(run, record, _warn)
     try:
-        write_left_out(held_out, run.evals / f"{name_record(record)}-test.left_out.txt")
+        lines = list_beside(run.evals / f"{name_record(record)}-test.json", held_out, skipped)
     except OSError as error:  # the result is worth more than the list
-        _warn(f"what was passed over could not be listed: {error}")
-    for line in (*describe_left_out(held_out), *record.get("warnings", ())):
+        lines = [*describe_skipped(skipped, len(held_out)), *describe_left_out(held_out), f"which could not be listed: {error}"]
+    for line in lines:
         _warn(f"{held_out.spec}: {line}")
     return record

@@ -50,13 +50,14 @@ def load_classifier(run: str | Path, device: str = "auto") -> Classifier:
 
 def score_classifier(
     classifier: Classifier, test: ImageSource, num_train: int, seed: int, device: str | torch.device = "cpu"
-) -> Outcome:
+) -> tuple[Outcome, list[tuple[str, str]]]:
     """Accuracy on labelled test images, on the TOP best classes where there are more, and the mean over classes.
 
-    ValueError if the test images have no labels, or a class that the classifier does not know.
+    Beside it (path, reason) of the images that could not be read. ValueError if the test images have no labels, or a class that
+    the classifier does not know.
     """
     found = extract_features(classifier, test, device=device, label=f"classification: {test.spec}")
-    return _score(found, classifier.classes, num_train, seed)
+    return _score(found, classifier.classes, num_train, seed), found.skipped
 
 
 def _score(found: Features, classes: list[str], num_train: int, seed: int) -> Outcome:
