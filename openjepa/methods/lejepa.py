@@ -16,6 +16,7 @@ from torch import Tensor
 
 from openjepa.data.batch import Batch, Views
 from openjepa.engine.precision import full_precision, widen
+from openjepa.engine.world import current
 from openjepa.methods.contract import Method, Metrics, Rates
 from openjepa.methods.pairs import measure_pairs
 from openjepa.methods.regularizers import sigreg
@@ -41,7 +42,7 @@ class LeJEPA(Method):
         share = self.settings.trade_off
         with full_precision(vectors.device):
             disagreement = predict_centre(vectors, large.images.shape[1])
-            spread = vectors.shape[1] * sigreg(vectors, self.settings.directions)
+            spread = current().size * vectors.shape[1] * sigreg(vectors, self.settings.directions)
             loss = (1 - share) * disagreement + share * spread
         metrics = {"loss": loss.detach(), "prediction_loss": disagreement.detach(), "regularizer": spread.detach()}
         return loss, metrics | measure_pairs(vectors[0].detach(), vectors[1].detach())
