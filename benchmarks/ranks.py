@@ -23,7 +23,7 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
-STEPS_A_KILL = 30  # that the run is long, for each kill, and so many more
+STEPS_A_KILL = 30  # the run has these for each kill, and once more
 MOST_APART = 20  # steps between a start and a kill
 PATIENCE_S = 300.0
 FLAGS = [

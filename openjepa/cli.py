@@ -238,7 +238,7 @@ def energy(
         images: A folder of images, sample:train, or fashion-mnist:FOLDER:train.
         out: The new folder: energy.parquet, patches.parquet and maps/.
         share: Masks are drawn until the standard error of an image's energy is this share of it.
-        most_draws: Or until so many are drawn.
+        most_draws: The largest number of masks of an image.
         maps: How many images are drawn, those of the highest energy.
         defects: IMAGES has a class folder normal or good and others, of defects: score how well the energy tells them apart.
         annotations: With --defects, the folder of label maps of defects, where none is found beside IMAGES.

@@ -217,7 +217,7 @@ def _measure(trial: Trial, subject: Subject, device: str) -> dict[Column, Row]:
 
 
 def _has(subject: Subject, column: Column) -> bool:
-    """Whether an encoder has so many layers, and the task does not take longer than the runs."""
+    """Whether the encoder has the layers that a column reads, and the task takes no longer than the runs."""
     encoder = subject.encoder
     if isinstance(encoder, RawPixels) and math.prod(encoder.size) * encoder.channels > MOST_PIXELS:
         return column == Column("knn")

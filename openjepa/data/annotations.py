@@ -174,7 +174,7 @@ def open_coco(
 def open_annotated(spec: str, channels: int, *, need_masks: bool = False, reading: Reading = AS_STORED) -> AnnotatedSource:
     """Annotated images as training and evaluation take them: a folder with a COCO file, or few:IMAGES:DRAW:FOLDER.
 
-    few: so many of the folder's images, drawn without replacement by the number DRAW, as if only these had been annotated; all
+    few: IMAGES of the folder's images, drawn without replacement by the number DRAW, as if only these had been annotated; all
     where it has no more. A larger draw holds every image of a smaller one. What cannot be used is in the source's notes.
     ValueError as open_coco raises it, or if no single object is among the images.
     """

@@ -11,10 +11,12 @@ import atexit
 import io
 import pickle
 import signal
+import sys
 import warnings
 import weakref
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -54,7 +56,7 @@ def stream_items(
             num_workers=workers,
             prefetch_factor=PREFETCH_STEPS if workers else None,
             pin_memory=pin_memory,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=_be_quiet,
             generator=torch.Generator(),  # its own: starting workers draws a number, which must not move torch's global state
         )
     return _close_at_exit(_raise_errors(loader))
@@ -96,10 +98,20 @@ def _leave_alone(item: Item) -> Item:
     return item
 
 
-def _ignore_signals(_worker: int) -> None:
-    """Ctrl-C and a group's signals are the training process's to handle: it saves, then ends its workers."""
+def _be_quiet(_worker: int) -> None:
+    """Ctrl-C and a group's signals are the training process's to handle: it saves, then ends its workers.
+
+    A training process that is killed while it takes a batch resets the connection of the thread that sends it: no traceback for
+    that. Errors of reading an image do not come here: PyTorch sends them to the training process.
+    """
     for number in CAUGHT:
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = _forget_lost_connections
+
+
+def _forget_lost_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not isinstance(error, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _raise_errors(loader: DataLoader[Any]) -> Generator[Any, None, None]:

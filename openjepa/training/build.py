@@ -120,7 +120,8 @@ def make_batches(recipe: Recipe, source: ImageSource, start_step: int, total_ste
 def first_images(recipe: Recipe, source: ImageSource, most: int) -> Batch:
     """The first images of the run's first step, `most` or a few less, with the views and masks that they get there.
 
-    They are the part of a process among as many as leave each so few; where the batch has no such divisor, all of them.
+    They are the first process's part of the batch, of as many processes as leave it `most` images or fewer. A batch without a
+    divisor near `most` comes whole.
     """
     size = recipe.batch_size
     count = max(number for number in range(1, min(most, size) + 1) if size % number == 0)

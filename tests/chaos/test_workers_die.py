@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from multiprocessing import resource_sharer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from openjepa.data import workers
 
 LARGE = (
     "--recipe", "demo", "--train.precision", "fp32", "--data.batch-size", "16",
@@ -86,3 +90,18 @@ def test_a_killed_worker_is_one_line_and_its_run_goes_on(photos: Path, tmp_path:
     assert "Traceback" not in stderr
     assert "data.workers" in stderr
     assert list((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
+
+
+def test_a_worker_whose_run_is_killed_while_it_hands_over_a_batch_prints_nothing(capfd: pytest.CaptureFixture[str]):
+    """The run asks the worker's thread for a batch and is gone before the answer, as kill -9 at a random moment has it."""
+    process = os.fork()
+    if not process:
+        workers._be_quiet(0)
+        address = resource_sharer.DupFd(os.dup(0))._id[0]
+        for _ in range(20):
+            with socket.socket(socket.AF_UNIX) as asking:
+                asking.connect(address)
+        time.sleep(0.3)
+        os._exit(0)
+    assert os.waitpid(process, 0)[1] == 0
+    assert "Traceback" not in capfd.readouterr().err

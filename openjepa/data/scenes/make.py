@@ -173,7 +173,7 @@ def _draw_chunk(chunk: Chunk) -> list[Row]:
 
 
 def _draw_defect(chunk: Chunk, folder: Path, index: int, pixels: UInt8[np.ndarray, "size size 3"]) -> Row | None:
-    """Write a scene with a defect or, as it is, one without, and its label map; what is wrong with it, if anything."""
+    """Write a scene, with a defect if it is its turn, and its label map. Gives what is wrong with it, or None."""
     if not has_defect(chunk.seed, chunk.split, index, chunk.share):
         name, changed, row = f"{NORMAL}/{index + 1:06d}.png", np.zeros(pixels.shape[:2], np.uint8), None
     else:
