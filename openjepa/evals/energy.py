@@ -156,7 +156,7 @@ class Draws:
         num_patches, device = self.method.grid[0] * self.method.grid[1], images.device
         values = torch.zeros(len(images), self.drawing.most, dtype=torch.float64, device=device)
         sums = torch.zeros(len(images), num_patches, dtype=torch.float64, device=device)
-        times = torch.zeros(self.drawing.most + 1, num_patches, dtype=torch.float64)  # [n, p]: how often the first n draws hid patch p
+        times = torch.zeros(self.drawing.most + 1, num_patches, dtype=torch.float64)  # by the first n draws: hidden how often
         counts = np.zeros(len(images), np.int64)
         energy, error = np.zeros(len(images)), np.zeros(len(images))
         active = torch.arange(len(images), device=device)
